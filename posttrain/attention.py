@@ -1,0 +1,221 @@
+"""One attention function for every model that transformers dispatches through its AttentionInterface.
+
+A model switched to it (`use(model)`) is called with no mask and no cache. What attends to what comes from the
+layout in force instead:
+
+- `PackedLayout`: one row of T tokens; each group's prompt once, then its completions. A completion attends to
+  its prompt and to itself, never to its siblings. Used for training and for the engine's prefill.
+- `DecodeLayout`: one new token for each of B rows against preallocated keys and values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface, PreTrainedModel
+
+NAME = "posttrain_groups"
+
+
+class NotPackable(Exception):
+    """The model's attention needs something that a packed group cannot give (a window, soft-caps, sinks)."""
+
+
+class Layout(Protocol):
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """query [B, Hq, T, D], key and value [B, Hkv, T, D] -> [B, T, Hq, D]."""
+        ...
+
+
+_layout: Layout | None = None
+
+
+@contextmanager
+def attending(layout: Layout) -> Iterator[None]:
+    """Put a layout in force for the forward calls inside (and for recomputation in their backward)."""
+    global _layout
+    before, _layout = _layout, layout
+    try:
+        yield
+    finally:
+        _layout = before
+
+
+def use(model: PreTrainedModel) -> None:
+    """Switch a model to this attention function. No mask function is registered under the name, so
+    transformers builds no mask (masking_utils: an implementation without one gets None).
+
+    Raises:
+        NotPackable: the architecture does not dispatch its attention.
+    """
+    if not getattr(model, "_supports_attention_backend", False):
+        raise NotPackable(f"{type(model).__name__} does not dispatch its attention")
+    model.set_attn_implementation(NAME)
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    for option in ("sliding_window", "softcap", "s_aux"):
+        if kwargs.get(option) is not None:
+            raise NotPackable(f"its attention uses {option}")
+    if kwargs.get("dropout"):
+        raise NotPackable("its attention uses dropout; set it to 0 for reinforcement learning")
+    if _layout is None:
+        raise RuntimeError("a model on packed attention was called outside attending(layout)")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return _layout.attend(module.layer_idx, query, key, value, scaling), None
+
+
+AttentionInterface.register(NAME, _attention)
+
+
+@dataclass
+class KVCache:
+    """Keys and values of every layer, [B, Hkv, L, D], allocated once at full length."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+
+
+@dataclass
+class PackedLayout:
+    """Where the tokens of a packed row of T tokens stand. Built by `PackedLayout.of`.
+
+    prompt: [S, P] packed index of each prompt token (S groups), padded with 0.
+    keys: [N, P + R] packed index of each key a completion sees: its prompt's, then its own; padded with 0.
+    mask: [N, 1, R, P + R] bool, True where a completion's token may look.
+    inverse: [T] where each packed token's output stands among the flattened padded outputs (prompts, then
+        completions).
+    """
+
+    prompt: Tensor
+    keys: Tensor
+    own: Tensor
+    mask: Tensor
+    inverse: Tensor
+    capture: KVCache | None = None
+    _biases: dict[torch.dtype, Tensor] = field(default_factory=dict)
+
+    @staticmethod
+    def of(
+        prompts: Sequence[int], completions: Sequence[Sequence[int]], device: torch.device | str = "cpu"
+    ) -> PackedLayout:
+        """Lay out groups given their prompts' lengths and, for each, its completions' lengths.
+
+        Tokens are packed group by group: prompt, completion 0, completion 1, … All prompt lengths are > 0.
+        """
+        P = max(prompts)
+        R = max((n for group in completions for n in group), default=0)
+        N = sum(len(group) for group in completions)
+        S = len(prompts)
+        prompt = torch.zeros(S, P, dtype=torch.long)
+        keys = torch.zeros(N, P + R, dtype=torch.long)
+        seen = torch.zeros(N, P + R, dtype=torch.bool)
+        inverse: list[Tensor] = []
+        at = row = 0
+        for g, (p, group) in enumerate(zip(prompts, completions, strict=True)):
+            span = torch.arange(at, at + p)
+            prompt[g, :p] = span
+            inverse.append(torch.arange(g * P, g * P + p))
+            at += p
+            for r in group:
+                keys[row, :p] = span
+                keys[row, P : P + r] = torch.arange(at, at + r)
+                seen[row, :p] = True
+                seen[row, P : P + r] = True
+                inverse.append(torch.arange(S * P + row * R, S * P + row * R + r))
+                at += r
+                row += 1
+        causal = torch.ones(R, R, dtype=torch.bool).tril()
+        mask = seen[:, None, None, :].expand(N, 1, R, P + R).clone()
+        mask[..., P:] &= causal
+        # A padded query would see nothing at all and come out NaN: let it see the first key, nobody reads it.
+        mask[..., 0] = True
+        return PackedLayout(
+            prompt.to(device),
+            keys.to(device),
+            keys[:, P:].to(device),
+            mask.to(device),
+            torch.cat(inverse).to(device),
+        )
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, H, D]
+        S, P = self.prompt.shape
+        qp, kp, vp = (_rows(x, self.prompt) for x in (q, k, v))
+        if self.capture is not None:
+            self._fill(layer, kp, vp)
+        grouped = q.shape[1] != k.shape[1]
+        out = F.scaled_dot_product_attention(qp, kp, vp, is_causal=True, scale=scaling, enable_gqa=grouped)
+        outs = [out.transpose(1, 2).reshape(S * P, *q.shape[1:])]
+        if self.own.numel():
+            qc, kc, vc = _rows(q, self.own), _rows(k, self.keys), _rows(v, self.keys)
+            out = grouped_attention(qc, kc, vc, self._bias(q.dtype), scaling)
+            outs.append(out.transpose(1, 2).reshape(-1, *q.shape[1:]))
+        return torch.cat(outs).index_select(0, self.inverse)[None]
+
+    def _bias(self, dtype: torch.dtype) -> Tensor:
+        if dtype not in self._biases:
+            bias = torch.zeros(self.mask.shape, dtype=dtype, device=self.mask.device)
+            self._biases[dtype] = bias.masked_fill_(~self.mask, torch.finfo(dtype).min)
+        return self._biases[dtype]
+
+    def _fill(self, layer: int, key: Tensor, value: Tensor) -> None:
+        assert self.capture is not None
+        self.capture.keys[layer][:, :, : key.shape[2]] = key
+        self.capture.values[layer][:, :, : value.shape[2]] = value
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """[T, H, D] gathered by [N, L] -> [N, H, L, D]."""
+    return x.index_select(0, index.reshape(-1)).view(*index.shape, *x.shape[1:]).transpose(1, 2)
+
+
+def grouped_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float) -> Tensor:
+    """Grouped-query attention as two batched products: [N, Hq, Q, D] x [N, Hkv, L, D] -> [N, Hq, Q, D].
+
+    bias: [N, 1, Q, L], added to the scores. The query heads that share a key head are stacked along Q, so
+    keys and values are never repeated.
+    """
+    N, Hq, Q, D = query.shape
+    Hkv, L = key.shape[1], key.shape[2]
+    stacked = query.reshape(N, Hkv, (Hq // Hkv) * Q, D)
+    scores = torch.matmul(stacked * scaling, key.transpose(2, 3)).view(N, Hkv, Hq // Hkv, Q, L)
+    scores = scores + bias[:, :, None]
+    weights = scores.float().softmax(-1).to(query.dtype)
+    return torch.matmul(weights.view(N, Hkv, -1, L), value).view(N, Hq, Q, D)
+
+
+@dataclass
+class DecodeLayout:
+    """B rows that each add one token at column `at` of the cache. bias: [B, L], 0 where a row may look, else
+    the lowest number (the padding between a short prompt and the first generated column)."""
+
+    cache: KVCache
+    bias: Tensor
+    at: int
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        keys[:, :, self.at] = key[:, :, 0]
+        values[:, :, self.at] = value[:, :, 0]
+        end = self.at + 1
+        B, Hq, _, D = query.shape
+        Hkv = keys.shape[1]
+        scores = torch.matmul(query.reshape(B, Hkv, Hq // Hkv, D) * scaling, keys[:, :, :end].transpose(2, 3))
+        scores += self.bias[:, None, None, :end]
+        weights = scores.float().softmax(-1).to(query.dtype)
+        return torch.matmul(weights, values[:, :, :end]).view(B, 1, Hq, D)

@@ -1,0 +1,159 @@
+"""The command line. Imports nothing heavy: each command imports what it needs, so `--help` answers at once.
+
+Exit status: 0 done; 2 something the user can put right (one message, no traceback); 128 + the signal when
+stopped (130 Ctrl-C, 143 SIGTERM).
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from posttrain import __version__, content
+from posttrain.stop import Stopped
+from posttrain.types import PosttrainError
+
+EPILOG = """\
+posttrain ls                                        what ships
+posttrain cp recipes/r1_zero/smollm2 mine.yaml      take a recipe (or a reward) to edit
+posttrain run mine.yaml train.steps=5 --dry-run     what would run
+posttrain run mine.yaml                             run it
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if args.command == "run":  # overrides may stand on both sides of --dry-run; argparse takes one side only
+        args.overrides += [text for text in rest if not text.startswith("-")]
+        rest = [text for text in rest if text.startswith("-")]
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        args.act(args)
+        sys.stdout.flush()
+        return 0
+    except PosttrainError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Stopped as stopped:
+        print("stopped, and saved; the same command with --resume goes on from there", file=sys.stderr)
+        return 128 + stopped.signal
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `posttrain ls | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="posttrain",
+        description="Teach a language model to reason, by reinforcement learning.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"posttrain {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    ls = commands.add_parser("ls", help="list the recipes, rewards and evaluation tasks that ship")
+    ls.set_defaults(act=_ls)
+
+    cp = commands.add_parser("cp", help="copy a recipe or a reward, to edit")
+    cp.add_argument("name", help="as `posttrain ls` prints it, such as reward/accuracy")
+    cp.add_argument("dest", type=Path, help="a new file, or a folder to put it in; nothing is overwritten")
+    cp.set_defaults(act=_cp)
+
+    run = commands.add_parser("run", help="run a recipe")
+    run.add_argument("recipe", help="a file, or a name such as r1_zero/smollm2")
+    run.add_argument("overrides", nargs="*", metavar="key.sub=value", help="such as train.steps=5 seed=1")
+    run.add_argument(
+        "--dry-run", action="store_true", help="print what would run and what it needs, then stop"
+    )
+    run.add_argument(
+        "--resume", action="store_true", help="go on from the last checkpoint of the run's folder"
+    )
+    run.set_defaults(act=_run)
+
+    report = commands.add_parser("report", help="write a run's report.html again")
+    report.add_argument("folder", type=Path, help="the run's folder")
+    report.set_defaults(act=_report)
+
+    doctor = commands.add_parser("doctor", help="say what this machine has and what is missing")
+    doctor.set_defaults(act=_doctor)
+    return parser
+
+
+def _ls(args: argparse.Namespace) -> None:
+    for kind in get_args(content.Kind):
+        shipped = content.listing(kind)
+        if not shipped:
+            continue
+        print(f"{kind}:")
+        width = max(len(name) for name, _, _ in shipped)
+        for name, _, summary in shipped:
+            print(f"  {name:{width}}  {summary}".rstrip())
+
+
+def _cp(args: argparse.Namespace) -> None:
+    kind_and_name = content.split(args.name)
+    source = content.find(*kind_and_name) if kind_and_name else None
+    if source is None:
+        names = [f"{kind}/{name}" for kind in get_args(content.Kind) for name, _, _ in content.listing(kind)]
+        near = difflib.get_close_matches(args.name, names, n=3) or [n for n in names if args.name in n]
+        hint = f"did you mean {' or '.join(near)}?" if near else "`posttrain ls` lists what ships"
+        raise PosttrainError(f"nothing named {args.name!r} ships; {hint}")
+    dest: Path = args.dest / source.name if args.dest.is_dir() else args.dest
+    try:
+        with dest.open("xb") as file:  # x: never over something that is there
+            file.write(source.read_bytes())
+    except FileExistsError:
+        raise PosttrainError(f"{dest} exists and is left as it is; choose another name") from None
+    except OSError as error:
+        raise PosttrainError(f"cannot write {dest}: {error.strerror}") from None
+    print(dest)
+
+
+def _run(args: argparse.Namespace) -> None:
+    from posttrain.recipe import load_recipe
+
+    recipe = load_recipe(args.recipe, args.overrides)  # refused before anything heavy is imported
+    if args.dry_run:
+        from posttrain.estimate import dry_run
+
+        print(dry_run(recipe))
+    else:
+        from posttrain.pipeline import run
+
+        run(recipe, resume=args.resume)
+
+
+def _report(args: argparse.Namespace) -> None:
+    if not args.folder.is_dir():
+        raise PosttrainError(f"no folder {args.folder}; name the folder of a run, such as runs/demo")
+    from posttrain.evaluate.report import write_report
+
+    print(write_report(args.folder))
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    from posttrain.doctor import checks
+
+    found = checks()
+    for name, text, _ in found:
+        print(f"{name:14} {text}")
+    if wrong := [name for name, _, fine in found if not fine]:
+        raise PosttrainError(f"look at: {', '.join(wrong)}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,213 @@
+"""Rows of data as prompts: made by reasoning-gym, read from JSONL or Parquet files, or from the Hub.
+
+Rows keep the order of their source; the training loop draws them in an order of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+import json
+import logging
+import random
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from posttrain.recipe import GENERATOR, HUB, Data, Source, columns_in, fill
+from posttrain.types import Message, PosttrainError, Prompt
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+
+# Rewards receive these by keyword from us, so a column of the same name cannot reach them.
+RESERVED = ("prompts", "completions", "completion_ids")
+
+
+def load(data: Data) -> tuple[list[Prompt], list[Prompt]]:
+    """Load (train, heldout) prompts with nothing in common.
+
+    Held-out rows are distinct, and train rows whose prompt is held out are dropped. Both are logged.
+
+    Raises:
+        PosttrainError: a source that cannot be read, a column that is not there, or nothing left on a side.
+    """
+    train = _prompts(data, data.train, "train")
+    drawn = _prompts(data, data.heldout, "heldout")
+    heldout: dict[str, Prompt] = {}
+    for prompt in drawn:
+        heldout.setdefault(_key(prompt), prompt)
+    kept = [p for p in train if _key(p) not in heldout]
+    if not kept:
+        raise PosttrainError(
+            f"data: all {len(train)} train rows are among the {len(heldout)} held-out ones; "
+            "make the task larger, or name other rows for one of them"
+        )
+    if len(heldout) < len(drawn):
+        log.warning(
+            "dropped %d of %d held-out rows: they repeat others", len(drawn) - len(heldout), len(drawn)
+        )
+    if len(kept) < len(train):
+        log.warning("dropped %d of %d train rows: they are held out", len(train) - len(kept), len(train))
+    return kept, list(heldout.values())
+
+
+def _key(prompt: Prompt) -> str:
+    return " ".join(prompt.question.split()).casefold()
+
+
+def _prompts(data: Data, source: Source, side: str) -> list[Prompt]:
+    rows = list(itertools.islice(_rows(source, f"data.{side}"), source.size))
+    if not rows:
+        raise PosttrainError(f"data.{side}: {source.source} holds no rows")
+    return [_prompt(data, row, f"{side}-{i}", f"data.{side}, row {i}") for i, row in enumerate(rows)]
+
+
+def _prompt(data: Data, row: Row, id: str, where: str) -> Prompt:
+    ready = row.get("prompt")
+    if isinstance(ready, list):  # chat messages, used as they are
+        content: str | list[Message] = _messages(ready, where)
+    else:
+        columns = {name: data.question if name == "question" else name for name in columns_in(data.prompt)}
+        texts = {name: _cell(row, column, where, "data.prompt") for name, column in columns.items()}
+        content = fill(data.prompt, texts)
+        if data.chat:
+            system: list[Message] = [{"role": "system", "content": data.system}] if data.system else []
+            content = [*system, {"role": "user", "content": content}]
+    answer = None if data.answer is None else _text(_column(row, data.answer, where, "data.answer"))
+    hidden = {"answer", *RESERVED, *(["prompt"] if isinstance(ready, list) else [])}
+    return Prompt(id, content, answer, {k: v for k, v in row.items() if k not in hidden})
+
+
+def _column(row: Row, column: str, where: str, key: str) -> Any:
+    if column in row:
+        return row[column]
+    near = difflib.get_close_matches(column, row, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(map(repr, row)) or 'none'}"
+    raise PosttrainError(f"{key}: {where} has no column {column!r}; {hint}")
+
+
+def _cell(row: Row, column: str, where: str, key: str) -> str:
+    """A column's text to put into a prompt."""
+    text = _text(_column(row, column, where, key))
+    if not text or not text.strip():
+        raise PosttrainError(f"{key}: {where}: column {column!r} is empty")
+    return text
+
+
+def _text(value: Any) -> str | None:
+    """A cell as text: text as it is, numbers as they print, anything with structure as JSON."""
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _messages(messages: list[Any], where: str) -> list[Message]:
+    """Chat messages of a row, checked: images are refused until an engine takes them."""
+    for message in messages:
+        content = message.get("content") if isinstance(message, dict) else None
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str) or not parts:
+            raise PosttrainError(f'{where}: a prompt message is {{"role": …, "content": …}}, not {message!r}')
+        if not isinstance(parts, list) or any(
+            not isinstance(p, dict) or p.get("type") != "text" or not isinstance(p.get("text"), str)
+            for p in parts
+        ):
+            raise PosttrainError(
+                f"{where}: a prompt message holds something else than text, which is not read yet"
+            )
+    if not messages:
+        raise PosttrainError(f"{where}: the prompt has no messages")
+    return messages
+
+
+def _rows(source: Source, where: str) -> Iterable[Row]:
+    if source.source.startswith(GENERATOR):
+        return _generated(source, where)
+    if source.source.startswith(HUB):
+        return _hub(source, where)
+    path = Path(source.source).expanduser()
+    if not path.is_file():
+        raise PosttrainError(f"{where}.source: no file {source.source!r} in {Path.cwd()}")
+    return _jsonl(path, where) if path.suffix == ".jsonl" else _parquet(path, where)
+
+
+def _generated(source: Source, where: str) -> Iterator[Row]:
+    import reasoning_gym
+    from reasoning_gym.composite import DatasetSpec
+    from reasoning_gym.factory import DATASETS
+
+    name = source.source.removeprefix(GENERATOR)
+    if name not in DATASETS:
+        near = difflib.get_close_matches(name, DATASETS, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "see reasoning-gym's gallery for the names"
+        raise PosttrainError(f"{where}.source: reasoning-gym has no task {name!r}; {hint}")
+    known = [
+        field.name for field in dataclasses.fields(DATASETS[name][1]) if field.name not in ("seed", "size")
+    ]
+    for arg in source.args:
+        if arg not in known:
+            near = difflib.get_close_matches(arg, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}"
+            raise PosttrainError(f"{where}.args: {name} has no argument {arg!r}; {hint}")
+    # Row i of reasoning-gym comes from seed + i: seeds 1 and 2 would share all rows but one, so spread them.
+    # numpy, which some tasks seed, takes no more than 32 bits.
+    spread = random.Random(source.seed).randrange(2**31)
+    try:
+        args = dict(source.args)
+        if name == "composite":
+            args["datasets"] = [DatasetSpec(**spec) for spec in args.get("datasets") or ()]
+        made = reasoning_gym.create_dataset(name, size=source.size, seed=spread, **args)
+        for i in range(len(made)):
+            yield dict(made[i])
+    except Exception as error:  # whatever a task's own checks raise
+        said = f"{type(error).__name__}: {error}"
+        raise PosttrainError(f"{where}.args: reasoning-gym's {name} cannot make rows: {said}") from error
+
+
+def _jsonl(path: Path, where: str) -> Iterator[Row]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            at = f"{where}: {path}:{number}"
+            try:
+                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except UnicodeDecodeError:
+                raise PosttrainError(f"{at}: the line is not UTF-8") from None
+            except (ValueError, RecursionError) as error:
+                raise PosttrainError(f"{at}: the line is not JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise PosttrainError(f"{at}: a row is an object, {{…}}, not {type(row).__name__}")
+            yield row
+
+
+def _parquet(path: Path, where: str) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                yield from batch.to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise PosttrainError(f"{where}: {path} cannot be read as Parquet: {error}") from None
+
+
+def _hub(source: Source, where: str) -> Iterator[Row]:
+    import datasets
+
+    name = source.source.removeprefix(HUB)
+    try:
+        rows = datasets.load_dataset(name, source.config, split=source.split, revision=source.revision)
+    except Exception as error:  # the Hub's, the network's, a builder's: many classes, one meaning
+        said = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise PosttrainError(
+            f"{where}.source: cannot get data set {name!r} (config {source.config}, split {source.split}): "
+            f"{type(error).__name__}: {said}"
+        ) from error
+    assert isinstance(rows, datasets.Dataset), "one split was asked for"
+    for row in rows:
+        yield dict(row)

@@ -1,0 +1,80 @@
+"""How sure we are of an accuracy. Pure Python: no torch, no scipy.
+
+Both intervals are Wilson's score interval, which stays inside [0, 1] and does not shrink to a point when all
+answers are right or all are wrong, as the textbook interval (mean ± 1.96 standard errors) does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+Z95 = 1.959963984540054  # 97.5% quantile of the standard normal
+
+
+def number(value: object) -> float | None:
+    """`value` as a finite float, or None: metrics read back from a file may hold NaN, null, anything."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        value = float(value)
+    except OverflowError:  # an integer of 400 digits is valid JSON
+        return None
+    return value if math.isfinite(value) else None
+
+
+def wilson(successes: float, n: float) -> tuple[float, float]:
+    """95% interval of a proportion: the p with |successes/n - p| <= z * sqrt(p (1 - p) / n).
+
+    `n` may be fractional (an effective sample size). n = 0 tells nothing: (0, 1).
+    """
+    if n < 0 or not 0 <= successes <= n:
+        raise ValueError(f"need 0 <= successes <= n, got {successes} of {n}")
+    if n == 0:
+        return 0.0, 1.0
+    p, shrink = successes / n, 1 + Z95**2 / n
+    centre = (p + Z95**2 / (2 * n)) / shrink
+    half = Z95 / shrink * math.sqrt(p * (1 - p) / n + (Z95 / (2 * n)) ** 2)
+    # p itself is always inside; min and max keep it so where rounding would not
+    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
+
+
+def proportion(verdicts: Sequence[bool]) -> dict[str, Any]:
+    """One verdict a question -> {"accuracy", "ci95": [lo, hi], "n": questions}."""
+    if not verdicts:
+        raise ValueError("no verdicts: an accuracy needs at least one")
+    right, n = sum(verdicts), len(verdicts)
+    return {"accuracy": right / n, "ci95": list(wilson(right, n)), "n": n}
+
+
+def clustered(groups: Sequence[Sequence[bool]]) -> dict[str, Any]:
+    """k sampled verdicts a question -> {"accuracy", "ci95", "n": questions, "samples": verdicts in all}.
+
+    Samples of one question resemble each other, so they must not count as independent. The cluster-robust
+    variance of the mean (Liang and Zeger) is turned into an effective sample size, between the number of
+    questions (all samples of a question agree) and the number of samples (they agree no more than by chance),
+    and that goes into Wilson's interval. With one sample a question this is exactly `proportion`.
+    """
+    groups = [group for group in groups if len(group)]
+    if not groups:
+        raise ValueError("no samples: an accuracy needs at least one")
+    total = sum(len(group) for group in groups)
+    p = sum(sum(group) for group in groups) / total
+    variance = sum((sum(group) - p * len(group)) ** 2 for group in groups) / total**2
+    if 0 < p < 1:
+        effective = p * (1 - p) / variance if variance > 0 else total
+        effective = max(1.0, min(effective, total))
+    else:
+        effective = len(groups)  # all alike: nothing shows that samples of a question are independent
+    return {
+        "accuracy": p,
+        "ci95": list(wilson(p * effective, effective)),
+        "n": len(groups),
+        "samples": total,
+    }
+
+
+def disjoint(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether two intervals [lo, hi] share no point."""
+    return a[1] < b[0] or b[1] < a[0]

@@ -1,0 +1,168 @@
+"""A run folder as one self-contained page: result, curves, what the model wrote, what produced it.
+
+Model text is data: everything is escaped, and the page's own policy forbids scripts and outside content.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from posttrain import __version__
+from posttrain.evaluate.charts import escape
+from posttrain.evaluate.curves import curves_section
+from posttrain.evaluate.headline import result_section
+from posttrain.evaluate.metrics import number
+from posttrain.evaluate.runfolder import Run, estimate, read_run
+from posttrain.evaluate.words import NONE, decimal, percent
+from posttrain.evaluate.written import written_section
+from posttrain.files import replace_text
+
+RECIPE_LIMIT = 100_000  # characters shown
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<link rel="icon" href="data:,">
+<title>{title}</title>
+<style>
+{css}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+def write_report(folder: Path) -> Path:
+    """Writes report.html into a run folder and returns its path.
+
+    The run may be finished, still going, or killed: what is missing is left out and the page says so. Raises
+    PosttrainError when the folder holds no run.
+    """
+    run = read_run(folder)
+    sections = (_head(run), _callouts(run), result_section(run), curves_section(run), written_section(run))
+    body = "\n".join(section for section in (*sections, _made_of(run)) if section)
+    css = files("posttrain.evaluate").joinpath("report.css").read_text("utf-8")
+    page = PAGE.format(title=f"{escape(run.name)} · posttrain", css=css, body=body)
+    path = folder / "report.html"
+    replace_text(path, page)
+    return path
+
+
+# --- head ---
+
+
+def _head(run: Run) -> str:
+    before, after = (estimate(run.evaluation(when), "strict") for when in ("before", "after"))
+    model = f"<b>{escape(_model(run) or 'The model')}</b>"
+    count = run.evaluated if before and after else run.done
+    steps = f"{count} step{'s' * (count != 1)} of reinforcement learning"
+    if before and after:
+        n = f"{after.n or before.n} " if after.n or before.n else ""
+        lede = (
+            f"{model} got {percent(before.accuracy)} of {n}unseen problems right. After {steps} it gets "
+            f"{percent(after.accuracy)} right."
+        )
+    elif before:
+        lede = f"{model} gets {percent(before.accuracy)} of the unseen problems right before any training."
+    else:
+        lede = f"{model}, {steps}."
+    if run.finished:
+        status = '<span class="status done">finished</span>'
+    else:
+        planned = f" of {run.total_steps}" if run.total_steps else ""
+        status = f'<span class="status">not finished · step {run.done}{planned}</span>'
+    return (
+        f'<header><p class="kicker">posttrain {status}</p><h1>{escape(run.name)}</h1>'
+        f'<p class="lede">{lede}</p></header>'
+    )
+
+
+def _callouts(run: Run) -> str:
+    notes = []
+    if not run.finished:
+        notes.append(
+            '<p class="callout quiet">This run has no final evaluation: it is still going, or it was '
+            "stopped. The page shows what was written until now.</p>"
+        )
+    if run.problems:
+        notes.append(f'<p class="callout quiet">{escape(" ".join(run.problems))}</p>')
+    return "\n".join(notes)
+
+
+# --- what produced it ---
+
+
+def _made_of(run: Run) -> str:
+    model, result = run.recipe.get("model"), run.result
+    versions = result.get("versions")
+    rows: list[tuple[str, Any]] = [
+        ("Model", _model(run)),
+        ("Compute", model.get("compute") if isinstance(model, dict) else None),
+        ("Seed", result.get("seed", run.recipe.get("seed"))),
+        *_machine(result.get("machine")),
+        ("Steps", f"{run.done} of {run.total_steps}" if run.total_steps else run.done or None),
+        *(versions.items() if isinstance(versions, dict) else ()),
+    ]
+    items = "".join(
+        f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in rows if v is not None and v != ""
+    )
+    recipe = ""
+    if run.recipe_text.strip():
+        text = escape(run.recipe_text[:RECIPE_LIMIT].rstrip())
+        recipe = f"<details><summary>recipe.yaml, as it was resolved</summary><pre>{text}</pre></details>"
+    return (
+        f'<section><h2>What produced it</h2><dl class="made">{items}</dl>{_table(run)}{recipe}</section>'
+        f"<footer>Written by posttrain {escape(__version__)} from the files beside this page.</footer>"
+    )
+
+
+def _machine(machine: object) -> list[tuple[str, Any]]:
+    if not isinstance(machine, dict):
+        return []
+    memory = number(machine.get("peak_gib"))
+    return [
+        ("Machine", machine.get("device")),
+        ("Cores", machine.get("cores")),
+        ("Peak memory", None if memory is None else f"{memory:.1f} GiB"),
+    ]
+
+
+def _model(run: Run) -> str | None:
+    model = run.result.get("model") or run.recipe.get("model")
+    name = model.get("name") if isinstance(model, dict) else model
+    return None if name is None else str(name)
+
+
+def _table(run: Run) -> str:
+    """Every held-out evaluation in numbers: the chart for those who cannot see it."""
+    if not run.evaluations:
+        return ""
+    rows = ""
+    for step, e in run.evaluations:
+        cells = [f"{step:g}"]
+        for kind in ("strict", "lenient"):
+            found = estimate(e, kind)
+            cells.append(
+                f"{percent(found.accuracy)} ({100 * found.lo:.1f}–{100 * found.hi:.1f}%)" if found else NONE
+            )
+        cells += [decimal(e.get("length"), 1), percent(e.get("steps_share")), percent(e.get("truncated"))]
+        rows += "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+    heads = "".join(
+        f'<th scope="col">{h}</th>'
+        for h in ("step", "strict", "lenient", "tokens", "works it out", "cut off")
+    )
+    return (
+        '<details><summary>Held-out evaluations in numbers</summary><div class="scroll"><table>'
+        f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div></details>"
+    )

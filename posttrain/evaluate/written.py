@@ -1,0 +1,120 @@
+"""The report's third section: what the model wrote, before and after, side by side."""
+
+from __future__ import annotations
+
+from posttrain.evaluate.charts import escape
+from posttrain.evaluate.metrics import number
+from posttrain.evaluate.runfolder import Record, Run, transition, transitions
+from posttrain.evaluate.words import compact
+
+SHOWN = 12  # held-out prompts shown side by side
+TEXT_LIMIT = 6000  # characters of a completion shown
+CHANGES = ("wrong→right", "right→wrong", "wrong→wrong", "right→right")
+
+
+def written_section(run: Run) -> str:
+    """Pairs of completions of one prompt; the latest training ones while there is nothing to compare."""
+    both = {k: p for k, p in run.pairs.items() if "before" in p and "after" in p}
+    if not both:
+        return _latest(run)
+    counts = transitions(run)
+    judged = sum(counts.values())
+    legend = "".join(
+        f'<li class="{_css(change)}"><b>{counts[change]}</b> {_change_label(change)}</li>'
+        for change in CHANGES
+    )
+    bar = "".join(
+        f'<i class="{_css(change)}" style="flex-grow:{counts[change]}"></i>'
+        for change in CHANGES
+        if counts[change]
+    )
+    mix = (
+        f'<div class="mix"><div class="mixbar" aria-hidden="true">{bar}</div><ul>{legend}</ul></div>'
+        if judged
+        else ""
+    )
+    shown = "".join(_pair(pair) for pair in choose(list(both.values())))
+    return (
+        "<section><h2>What it wrote</h2>"
+        '<p class="about">The same held-out problems before and after, greedy. Of each kind, the first ones '
+        f"in the file: none was picked by hand.</p>{mix}{shown}</section>"
+    )
+
+
+def choose(pairs: list[dict[str, Record]], limit: int = SHOWN) -> list[dict[str, Record]]:
+    """The pairs to show: wrong→right first, but two of every other kind keep their place, so that the page
+    does not hide what went wrong. Within a kind the file's order decides."""
+    kinds: dict[str | None, list[dict[str, Record]]] = {change: [] for change in (*CHANGES, None)}
+    for pair in pairs:
+        kinds[transition(pair)].append(pair)
+    room = {change: min(2, len(found)) for change, found in kinds.items()}
+    left = limit - sum(room.values())
+    for change, found in kinds.items():
+        extra = max(0, min(left, len(found) - room[change]))
+        room[change] += extra
+        left -= extra
+    return [pair for change, found in kinds.items() for pair in found[: room[change]]][:limit]
+
+
+def _pair(pair: dict[str, Record]) -> str:
+    before, after = pair["before"], pair["after"]
+    sides = "".join(_completion(record, word) for record, word in ((before, "before"), (after, "after")))
+    return f'<article class="sample">{_question(after)}<div class="sides">{sides}</div></article>'
+
+
+def _question(record: Record) -> str:
+    answer = record.get("answer")
+    gold = f'<p class="gold">answer <b>{escape(answer)}</b></p>' if answer is not None else ""
+    return f'<div class="question"><pre dir="auto">{_clip(record.get("prompt"))}</pre>{gold}</div>'
+
+
+def _completion(record: Record, word: str) -> str:
+    tokens = number(record.get("tokens"))
+    facts = [f"{tokens:.0f} tokens"] if tokens is not None else []
+    total = number(record.get("total"))
+    if total is not None and not isinstance(record.get("strict"), bool):
+        facts.append(f"reward {compact(total)}")
+    facts += ["cut off"] if record.get("finish") == "length" else []
+    if record.get("strict") is False and record.get("lenient") is True:
+        facts.append("right number, wrong form")
+    text = _clip(record.get("completion")) or '<span class="empty">nothing</span>'
+    return (
+        f'<div class="side"><p class="meta"><span class="word">{word}</span>{_badge(record.get("strict"))}'
+        f'<span>{" · ".join(facts)}</span></p><pre dir="auto" tabindex="0">{text}</pre></div>'
+    )
+
+
+def _latest(run: Run) -> str:
+    if not run.latest:
+        return ""
+    shown = "".join(
+        f'<article class="sample">{_question(r)}<div class="sides">'
+        f"{_completion(r, 'step ' + compact(r.get('step')))}</div></article>"
+        for r in run.latest
+    )
+    about = '<p class="about">The latest training completions.</p>'
+    return f"<section><h2>What it writes</h2>{about}{shown}</section>"
+
+
+def _badge(verdict: object) -> str:
+    if not isinstance(verdict, bool):
+        return ""
+    return (
+        '<span class="badge right">✓ right</span>' if verdict else '<span class="badge wrong">✗ wrong</span>'
+    )
+
+
+def _css(change: str) -> str:
+    return change.replace("→", "-")
+
+
+def _change_label(change: str) -> str:
+    was, now = change.split("→")
+    return f"stayed {was}" if was == now else f"{was} → {now}"
+
+
+def _clip(text: object) -> str:
+    text = "" if text is None else str(text)
+    left = len(text) - TEXT_LIMIT
+    rest = f'<span class="empty">\n… {left:,} more characters in samples.jsonl</span>' if left > 0 else ""
+    return escape(text[:TEXT_LIMIT].strip("\n")) + rest

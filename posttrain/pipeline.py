@@ -1,0 +1,338 @@
+"""Runs a recipe: evaluate, train, evaluate again, and leave a folder that says everything about it.
+
+The folder: recipe.yaml (resolved), metrics.jsonl, samples.jsonl, checkpoints/, model/ (plain Hugging Face),
+result.json, report.html.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import time
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from posttrain import data, models
+from posttrain.evaluate.display import Display
+from posttrain.evaluate.harness import evaluate, judge_specs
+from posttrain.evaluate.report import write_report
+from posttrain.files import append, replace_text
+from posttrain.recipe import Recipe, dump_recipe, load_recipe
+from posttrain.rewards import Rewards, RewardSpec
+from posttrain.rollout.engine import Engine
+from posttrain.rollout.native import NativeEngine
+from posttrain.rollout.plain import PlainEngine
+from posttrain.stop import Stop, Stopped
+from posttrain.train import checkpoint
+from posttrain.train.grpo import GRPO, State
+from posttrain.train.logprobs import Policy
+from posttrain.train.metrics import gather
+from posttrain.types import Group, PosttrainError, Prompt, Sampling
+
+log = logging.getLogger(__name__)
+
+VERSIONS = ("posttrain", "torch", "transformers", "accelerate", "reasoning-gym", "math-verify")
+
+
+def run(recipe: Recipe, resume: bool = False) -> Path:
+    """Run a recipe in `recipe.output`, or go on with the run that is there; -> that folder.
+
+    Raises:
+        PosttrainError: the folder holds another run, a model, a file or data that cannot be had.
+        Stopped: Ctrl-C or SIGTERM; everything is saved and a resumed run goes on from there.
+    """
+    folder = Path(recipe.output)
+    past = _past(folder, recipe, resume)
+    if past is not None and "after" in past:
+        log.warning("%s is finished; its report is %s", folder, folder / "report.html")
+        return folder
+    train_rows, heldout_rows = data.load(recipe.data)
+    models.resolve(recipe.model.name)
+    with ExitStack() as stack:
+        rewards = stack.enter_context(Rewards(recipe.rewards, recipe.reward_deadline))
+        first = recipe.rewards[0]
+        judge = stack.enter_context(
+            Rewards(
+                judge_specs(recipe.evaluate.form, RewardSpec(first.use, first.weight, first.args)),
+                recipe.reward_deadline,
+            )
+        )
+        stop = stack.enter_context(Stop())
+        return _Run(recipe, folder, past, stop, stack, rewards, judge).go(train_rows, heldout_rows)
+
+
+class _Run:
+    """One run's moving parts, so that each stage of it below reads as a few lines."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        past: dict[str, Any] | None,
+        stop: Stop,
+        stack: ExitStack,
+        rewards: Rewards,
+        judge: Rewards,
+    ):
+        self.recipe, self.folder, self.stop = recipe, folder, stop
+        self.rewards, self.judge = rewards, judge
+        self.began = time.time() - (past or {}).get("seconds", 0.0)
+        self.result: dict[str, Any] = past or {"name": recipe.name, "model": recipe.model.name}
+        bf16 = models.compute_type(recipe.model.compute) == torch.bfloat16
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if bf16 else "no",
+            cpu=not torch.cuda.is_available(),
+            log_with=list(recipe.trackers) or None,
+            project_dir=folder if recipe.trackers else None,
+        )
+        self.main = self.accelerator.is_main_process
+        if self.main:
+            folder.mkdir(parents=True, exist_ok=True)
+            replace_text(folder / "recipe.yaml", dump_recipe(recipe))
+        if recipe.trackers:
+            self.accelerator.init_trackers(recipe.name, config={"recipe": dump_recipe(recipe)})
+            stack.callback(self.accelerator.end_training)
+        self.display: Display | None = None
+        if self.main:
+            self.display = stack.enter_context(Display(recipe.train.steps, rewards.names))
+
+    def go(self, train_rows: list[Prompt], heldout: list[Prompt]) -> Path:
+        recipe, accelerator = self.recipe, self.accelerator
+        saved = checkpoint.found(self.folder / "checkpoints")
+        self.watch("loading the model", 0, 0)
+        model, self.tokenizer = models.load(str(saved[-1]) if saved else recipe.model.name)
+        state = checkpoint.state_of(saved[-1]) if saved else State()
+        model.eval()  # no dropout: the log-probabilities of what was sampled must not change by chance
+        policy = Policy(model.to(accelerator.device), recipe.sampling.temperature)
+        reference = self._reference(model) if recipe.train.beta else None
+        optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=recipe.train.learning_rate,
+            weight_decay=recipe.train.weight_decay,
+            fused=True,
+        )
+        if saved:
+            checkpoint.load_optimizer(saved[-1], optimizer)
+        self.engine = engine_for(policy, self.tokenizer, models.compute_type(recipe.model.compute))
+        self.heldout = heldout
+        if "before" not in self.result:
+            self.result["before"] = self._evaluate(0, "before", recipe.evaluate.samples)
+            self._write_result(State())
+        prepared, prepared_optimizer = accelerator.prepare(policy, optimizer)
+        loop = GRPO(
+            recipe,
+            accelerator=accelerator,
+            policy=prepared,
+            reference=reference,
+            optimizer=prepared_optimizer,
+            engine=self.engine,
+            rewards=self.rewards,
+            prompts=train_rows,
+            encode=self._encode,
+            state=state,
+            watch=self.watch,
+        )
+
+        def save() -> None:
+            if self.main and state.step:
+                checkpoint.save(
+                    self.folder / "checkpoints", model, self.tokenizer, optimizer, state, recipe.train.keep
+                )
+                self._write_result(state)
+
+        try:
+            while state.step < recipe.train.steps:
+                self._record(*loop.step())
+                every = recipe.train.checkpoint_every
+                if every and state.step % every == 0:
+                    save()
+                if any(gather([self.stop.asked])):
+                    raise Stopped(self.stop.signal)
+            save()
+            if "after" not in self.result:
+                after = self._evaluate(state.step, "after", recipe.evaluate.samples)
+                if self.main:
+                    self.watch("saving", 0, 0)
+                    models.save(model, self.tokenizer, self.folder / "model")
+                self.result["after"] = after
+        except Stopped:
+            save()
+            raise
+        finally:
+            if self.main:
+                self._write_result(state)
+                write_report(self.folder)
+        return self.folder
+
+    def watch(self, phase: str, done: int, total: int) -> None:
+        """Show progress; raise Stopped where a single process can stop in the middle of a step."""
+        if self.display is not None:
+            self.display.phase(phase, done, total) if total else self.display.phase(phase)
+        if self.stop.asked and self.accelerator.num_processes == 1:
+            raise Stopped(self.stop.signal)
+
+    def _record(self, metrics: dict[str, Any], groups: list[Group]) -> None:
+        step, every = metrics["step"], self.recipe.evaluate.every
+        if every and step % every == 0 and step < self.recipe.train.steps:
+            metrics["heldout"] = self._evaluate(step, None, 0)
+        if not self.main:
+            return
+        append(self.folder / "metrics.jsonl", [metrics])
+        append(self.folder / "samples.jsonl", _samples(step, groups))
+        if self.display is not None:
+            self.display.step(metrics)
+        self.accelerator.log({k: v for k, v in metrics.items() if isinstance(v, (int, float))}, step=step)
+
+    def _evaluate(self, step: int, phase: str | None, samples: int) -> dict[str, Any]:
+        """Evaluate on the held-out rows, on the main process; a phase ("before", "after") keeps its samples."""
+        evaluation: dict[str, Any] = {}
+        if self.main:
+            settings = self.recipe.evaluate
+            evaluation, records = evaluate(
+                self.engine,
+                self.heldout,
+                self._encode,
+                form=settings.form,
+                sampling=Sampling(settings.max_tokens or self.recipe.sampling.max_tokens, temperature=0.0),
+                samples=samples,
+                temperature=settings.temperature,
+                seed=self.recipe.seed,
+                judge=self.judge,
+                on_progress=lambda done, total: self.watch(f"evaluating {phase or ''}".strip(), done, total),
+            )
+            if phase is not None:
+                append(self.folder / "samples.jsonl", [{"step": step, "phase": phase, **r} for r in records])
+                append(self.folder / "metrics.jsonl", [{"step": step, "heldout": evaluation}])
+                if self.display is not None:
+                    self.display.step({"step": step, "heldout": evaluation})
+        self.accelerator.wait_for_everyone()
+        return evaluation
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        return models.encode(self.tokenizer, prompt.content)
+
+    def _reference(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The untrained policy, frozen. On resume it is loaded anew: the checkpoint's weights have moved on."""
+        fresh, _ = models.load(self.recipe.model.name)
+        frozen = Policy(fresh.to(self.accelerator.device).eval(), self.recipe.sampling.temperature)
+        return self.accelerator.prepare_model(frozen.requires_grad_(False), evaluation_mode=True)
+
+    def _write_result(self, state: State) -> None:
+        self.result |= {
+            "seconds": time.time() - self.began,
+            "steps": state.step,
+            "seed": self.recipe.seed,
+            "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
+            "machine": machine(),
+        }
+        if self.main:
+            replace_text(self.folder / "result.json", json.dumps(self.result, indent=2))
+
+
+def engine_for(policy: Policy, tokenizer: Any, dtype: torch.dtype) -> Engine:
+    """The native engine; transformers' own generation for a model that packed groups cannot serve."""
+    kind = NativeEngine if policy.packed else PlainEngine
+    return kind(policy.model, tokenizer, dtype)
+
+
+def machine() -> dict[str, Any]:
+    """What the run ran on."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
+    return {
+        "device": device,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "peak_gib": _peak_gib(),
+    }
+
+
+def _peak_gib() -> float:
+    """Most memory this process has held, in GiB."""
+    import resource
+
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
+
+
+def _samples(step: int, groups: list[Group]) -> list[dict[str, Any]]:
+    return [
+        {
+            "step": step,
+            "split": "train",
+            "phase": "train",
+            "id": group.prompt.id,
+            "prompt": group.prompt.question,
+            "completion": completion.text,
+            "answer": group.prompt.answer,
+            "parts": score.parts,
+            "total": score.total,
+            "failures": score.failures,
+            "finish": completion.finish,
+            "tokens": len(completion.tokens),
+        }
+        for group in groups
+        for completion, score in zip(group.completions, group.scores, strict=True)
+    ]
+
+
+def _past(folder: Path, recipe: Recipe, resume: bool) -> dict[str, Any] | None:
+    """The result so far of the run in `folder`, None where there is none.
+
+    Raises:
+        PosttrainError: the folder holds a run and resume was not asked for, or one of another recipe.
+    """
+    if not (folder / "recipe.yaml").is_file():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise PosttrainError(f"{folder} holds files that are no run; choose another with output=FOLDER")
+        return None
+    if not resume:
+        raise PosttrainError(
+            f"{folder} holds a run already: --resume goes on with it, output=OTHER starts beside it"
+        )
+    before = load_recipe(str(folder / "recipe.yaml"))
+    if before != recipe:
+        raise PosttrainError(
+            f"{folder} holds a run of another recipe ({_difference(before, recipe)}); "
+            "resume with what it was started with, or start beside it with output=OTHER"
+        )
+    try:
+        return json.loads((folder / "result.json").read_text())
+    except FileNotFoundError:
+        return None
+
+
+def _difference(before: Recipe, now: Recipe) -> str:
+    """The first few keys in which two recipes differ, with both values."""
+    a, b = _flat(before.model_dump()), _flat(now.model_dump())
+    keys = [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+    told = ", ".join(f"{key}: {a.get(key)!r} then, {b.get(key)!r} now" for key in keys[:3])
+    return told + (f", and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def _flat(value: Any, at: str = "") -> dict[str, Any]:
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, (list, tuple))
+        else None
+    )
+    if items is None:
+        return {at: value}
+    return {k: v for key, inner in items for k, v in _flat(inner, f"{at}.{key}" if at else str(key)).items()}

@@ -1,0 +1,319 @@
+"""A recipe: everything that a run is made of, in one YAML file.
+
+Reading it is strict. An unknown key, a value of the wrong type and a combination that cannot work are refused
+with the file, the line and the key, before anything heavy is loaded. No torch here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from posttrain import content, settings
+from posttrain.settings import Section, Wrong
+from posttrain.types import PosttrainError
+from posttrain.verify import Form
+
+Loss = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Whole = Annotated[int, Field(ge=0)]
+Text = Annotated[str, Field(min_length=1)]
+
+GENERATOR, HUB, FILES = "reasoning_gym:", "hub:", (".jsonl", ".parquet")
+
+
+class Model(Section):
+    name: Text
+    """`smollm2-135m`, `tiny`, a local folder or a Hub id."""
+    compute: Literal["auto", "bfloat16", "float32"] = "auto"
+    """What matrix products run in; the master weights are float32 whatever is said here."""
+
+
+class Source(Section):
+    """Where rows come from, in their own order.
+
+    `reasoning_gym:NAME` makes `size` rows from `seed` and `args`.
+    `rows.jsonl` and `rows.parquet` are files; a relative path starts where posttrain is started.
+    `hub:OWNER/NAME` takes `config`, `split` (train and test if not said) and `revision`.
+    For files and the Hub, `size` keeps the first rows only.
+    """
+
+    source: Text
+    args: dict[str, Any] = Field(default_factory=dict)
+    size: Count | None = None
+    seed: Whole | None = None
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Source:
+        if self.source.startswith(GENERATOR):
+            needed, unread = ("size", "seed"), ("config", "split", "revision")
+        elif self.source.startswith(HUB):
+            needed, unread = (), ("args", "seed")
+        elif self.source.endswith(FILES):
+            needed, unread = (), ("args", "seed", "config", "split", "revision")
+        else:
+            raise Wrong(
+                "source",
+                f"{self.source!r} is neither {GENERATOR}NAME, {HUB}OWNER/NAME, a .jsonl nor a .parquet file",
+            )
+        for key in needed:
+            if getattr(self, key) is None:
+                raise Wrong(
+                    key, f"is missing: {self.source} makes its rows, say how many (size) and from what seed"
+                )
+        for key in unread:
+            if getattr(self, key) not in (None, {}):
+                raise Wrong(key, f"means nothing to {self.source}; leave it out")
+        for key in ("seed", "size"):
+            if key in self.args:
+                raise Wrong("args", f"{key} belongs beside args, not inside")
+        return self
+
+
+class Data(Section):
+    train: Source
+    heldout: Source
+    """Takes source, config, revision and args from `train` where it names no source of its own."""
+    prompt: Text = "{question}"
+    """What the model reads; {column} stands for a column of the row, {{column}} for the word in braces."""
+    system: Text | None = None
+    chat: bool = True
+    """True: a user message through the model's chat template. False: raw text that the model continues."""
+    question: Text = "question"
+    """The column that {question} stands for."""
+    answer: Text | None = "answer"
+    """The column of the right answer; null where there is none."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        train, heldout = data.get("train"), data.get("heldout")
+        if isinstance(train, dict) and isinstance(heldout, dict):
+            if "source" not in heldout:
+                shared = {k: train[k] for k in ("source", "config", "revision", "args") if k in train}
+                heldout = shared | heldout
+            train, heldout = _with_split(train, "train"), _with_split(heldout, "test")
+            data = data | {"train": train, "heldout": heldout}
+        return data
+
+    @model_validator(mode="after")
+    def _fits(self) -> Data:
+        if self.system is not None and not self.chat:
+            raise Wrong("system", "needs chat: true; raw text has no system message")
+        if self.answer is not None and self.answer in columns_in(self.prompt):
+            raise Wrong(
+                "prompt", f"{{{self.answer}}} would show the answer; write {{{{{self.answer}}}}} for the word"
+            )
+        a, b = self.train, self.heldout
+        if (a.source, a.config, a.revision) != (b.source, b.config, b.revision):
+            return self
+        if a.source.startswith(GENERATOR):
+            if a.seed == b.seed:
+                raise Wrong(
+                    "heldout.seed", f"is train's seed {a.seed} too, which makes the same rows; choose another"
+                )
+        elif a.split == b.split:
+            raise Wrong("heldout", f"is the same rows as train ({a.source}); name another file or split")
+        return self
+
+
+def _with_split(source: dict[str, Any], split: str) -> dict[str, Any]:
+    name = source.get("source")
+    return {"split": split} | source if isinstance(name, str) and name.startswith(HUB) else source
+
+
+class Reward(Section):
+    use: Text
+    """`accuracy` (ships), `./my_reward.py:fn` (your file) or `package.module:fn` (installed)."""
+    weight: float = 1.0
+    args: dict[str, Any] = Field(default_factory=dict)
+
+
+class Sampling(Section):
+    completions: Annotated[int, Field(ge=2)] = 8
+    """A group: completions of one prompt, compared with each other."""
+    max_tokens: Count = 128
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_k: Whole = 0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    min_p: Share = 0.0
+
+
+class Train(Section):
+    steps: Whole = 30
+    """0 evaluates only."""
+    prompts: Count = 8
+    """Groups a step, over all processes together."""
+    learning_rate: Positive = 2e-5
+    warmup: Whole = 0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    loss: Loss = "grpo"
+    advantage: Literal["std", "mean", "leave_one_out"] | None = None
+    """null: as the loss's paper has it, like the two clips."""
+    clip_low: Share | None = None
+    clip_high: Positive | None = None
+    beta: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the KL penalty to the untrained model."""
+    inner: Count = 1
+    """Updates from the same completions."""
+    mask_truncated: bool = False
+    rounds: Count = 3
+    """Dynamic sampling: at most so many rounds of prompts a step until enough groups carry signal."""
+    max_grad_norm: Positive = 1.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    tokens: Count = 4096
+    """Tokens of a micro-batch, packed."""
+    importance_cap: Positive | None = 2.0
+    """Bound of the weights that correct the engine's probabilities to the trainer's; null: no correction."""
+    checkpoint_every: Whole = 0
+    """In steps; 0: only at the end, or when stopped."""
+    keep: Count = 2
+
+    @model_validator(mode="after")
+    def _fits(self) -> Train:
+        if self.loss == "cispo" and self.clip_low is not None:
+            raise Wrong("clip_low", "the cispo loss has no lower clip; leave it out")
+        if self.loss == "cispo" and self.clip_high is not None and self.clip_high < 1:
+            raise Wrong(
+                "clip_high", f"is {self.clip_high}: for cispo it bounds the ratio itself; choose 1 or more"
+            )
+        if self.warmup > self.steps > 0:
+            raise Wrong("warmup", f"is {self.warmup} steps, longer than the run ({self.steps} steps)")
+        return self
+
+
+class Evaluate(Section):
+    every: Whole = 10
+    """In steps; 0: only before and after."""
+    form: Form | None = "the_answer_is"
+    """The form that counts as strictly right; null: what the first reward says."""
+    max_tokens: Count | None = None
+    """null: as in sampling."""
+    samples: Whole = 4
+    """Sampled completions a prompt beside the greedy one."""
+    temperature: Positive = 1.0
+
+
+class Recipe(Section):
+    """The whole file. See recipes/ for examples and the sections' classes for what each key means."""
+
+    name: Text
+    seed: Whole = 0
+    output: Text
+    """The run's folder; runs/NAME where the recipe does not say."""
+    model: Model
+    data: Data
+    rewards: Annotated[tuple[Reward, ...], Field(min_length=1, strict=False)]
+    """The first one says what is right."""
+    reward_deadline: Positive = 10.0
+    """Seconds that one call of a reward function may take."""
+    sampling: Sampling = Sampling()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    trackers: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], Field(strict=False)] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("name"), str) and data.get("output") is None:
+            data = data | {"output": f"runs/{data['name']}"}
+        return data
+
+    @field_validator("name", mode="after")
+    @classmethod
+    def _is_folder_name(cls, name: str) -> str:
+        if name.startswith(".") or "/" in name or not name.isprintable():
+            raise ValueError(
+                f"names a folder, so it has no slash and does not start with a dot, unlike {name!r}"
+            )
+        return name
+
+    @field_validator("rewards", "trackers", mode="before")
+    @classmethod
+    def _is_list(cls, value: Any) -> Any:
+        if not isinstance(value, (list, tuple)):
+            raise ValueError("should be a list: each item on its own line, after a dash")
+        return value
+
+    @field_validator("rewards", "trackers", mode="after")
+    @classmethod
+    def _once(cls, items: tuple[Any, ...]) -> tuple[Any, ...]:
+        names = [item.use if isinstance(item, Reward) else item for item in items]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"names {', '.join(sorted(twice))} twice")
+        return items
+
+    @model_validator(mode="after")
+    def _fits(self) -> Recipe:
+        if self.train.steps:
+            for key, off in (("top_k", 0), ("top_p", 1.0), ("min_p", 0.0)):
+                if getattr(self.sampling, key) != off:
+                    raise Wrong(
+                        f"sampling.{key}",
+                        "leaves tokens out while sampling, and the trainer cannot correct for those; "
+                        f"set it to {off} (it is for evaluation alone, train.steps: 0)",
+                    )
+            if self.sampling.temperature == 0:
+                raise Wrong(
+                    "sampling.temperature", "is 0: all completions of a prompt would be equal; choose above 0"
+                )
+        if self.train.tokens < self.sampling.max_tokens:
+            raise Wrong(
+                "train.tokens",
+                f"is {self.train.tokens}: one completion may have {self.sampling.max_tokens} tokens",
+            )
+        return self
+
+
+_COLUMN = re.compile(r"\{\{([^\W\d]\w*)\}\}|\{([^\W\d]\w*)\}")  # no {1}: that is LaTeX
+
+
+def columns_in(template: str) -> list[str]:
+    """The columns that a prompt template names: ["x"] for "Solve {x} in \\boxed{}, not {{this}}"."""
+    return [column for _, column in _COLUMN.findall(template) if column]
+
+
+def fill(template: str, row: dict[str, str]) -> str:
+    """Put a row's texts in place of the template's {columns}; other braces stay as they are."""
+    return _COLUMN.sub(lambda m: f"{{{m[1]}}}" if m[1] else row[m[2]], template)
+
+
+def load_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe from a file, or a shipped one by name, with `key.sub=value` overrides laid over it.
+
+    Raises:
+        PosttrainError: naming file, line and key, and the nearest right key or name.
+    """
+    return settings.load(Recipe, _locate(path_or_name), overrides)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML with every default written out; `load_recipe` reads it back to an equal recipe."""
+    return settings.dump(recipe)
+
+
+def _locate(name: str) -> Path:
+    path = Path(name)
+    if path.is_file():
+        return path
+    if shipped := content.find("recipes", name):
+        return shipped
+    if name and path.is_dir():
+        raise PosttrainError(f"{name} is a folder; a recipe is a file such as {path / 'recipe.yaml'}")
+    names = [shipped for shipped, _, _ in content.listing("recipes")]
+    wanted = name.removeprefix("recipes/").removesuffix(".yaml")
+    near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"what ships: {', '.join(names)}"
+    raise PosttrainError(f"no recipe {name!r}: neither a file nor a shipped recipe; {hint}")

@@ -1,0 +1,396 @@
+"""A child process that runs reward functions and can be killed at any moment, with everything it started.
+
+Reward functions are other people's code, fed with text that a model wrote: they hang, crash and print.
+Each call goes to a `Child` over its pipe with a deadline; when it expires, the child's whole process
+group is killed, and the next call starts a new one.
+
+Why not multiprocessing, or a pool built on it: its spawn runs the parent's main script again in every
+child (an unguarded script breaks, one that imports torch costs seconds), and hands the child the
+parent's `sys.path`, which undoes PYTHONSAFEPATH.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import io
+import json
+import math
+import os
+import pickle
+import queue
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from posttrain.types import PosttrainError
+
+_PRINTED = 2000  # characters of a call's output that are kept
+_MESSAGE = 160  # characters of an error's message that are kept
+# The child uses this very posttrain, wherever the parent found it, without any change to a search path.
+_START = """
+import importlib.util, os, sys
+init = sys.argv[1]
+folder = [os.path.dirname(init)]
+spec = importlib.util.spec_from_file_location("posttrain", init, submodule_search_locations=folder)
+sys.modules["posttrain"] = package = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(package)
+from posttrain.reward_process import serve
+serve()
+"""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a reward function lives: a Python file, or an installed module.
+
+    `function` None means: named like the file, or the file's only public function. `args` go to every call.
+    """
+
+    use: str
+    kind: Literal["file", "module"]
+    place: str
+    function: str | None
+    args: dict[str, Any]
+
+
+class Lost(Exception):
+    """The child was killed at its deadline, or died. The text says which."""
+
+
+# --- the parent's side ------------------------------------------------------------------------
+
+
+class Child:
+    """One child process, started when first needed. Not thread-safe: one call at a time."""
+
+    def __init__(self, sources: list[Source], load_seconds: float) -> None:
+        self._sources = sources
+        self._load_seconds = load_seconds
+        self._process: subprocess.Popen[bytes] | None = None
+        self._loaded: set[int] = set()
+        self._closed = False
+
+    def load(self, index: int) -> None:
+        """Load a reward in the child. Raises PosttrainError where it cannot be."""
+        self._prepare(index)
+
+    def call(self, index: int, columns: dict[str, Any], count: int, deadline: float) -> dict[str, Any]:
+        """Call a reward on `count` completions within `deadline` seconds, loading not counted.
+
+        Returns {"values": [...], "printed": str}, each value a float, None, or a str that says why there is
+        none; or {"error": str, "printed": str} where the call failed as a whole.
+        Raises Lost where it hung or died, PosttrainError where a new child cannot load it any more.
+        """
+        request = pickle.dumps(("call", (index, count, columns)))
+        self._prepare(index)
+        return self._ask(request, deadline)
+
+    def kill(self) -> int:
+        """End the process and all that it started; its exit status. A later call starts a new one."""
+        process, self._process = self._process, None
+        if process is None:
+            return 0
+        _kill(process)
+        status = process.wait()
+        for pipe in (process.stdin, process.stdout):
+            with contextlib.suppress(OSError):  # unsent bytes for a process that is gone
+                pipe.close()  # pyright: ignore[reportOptionalMemberAccess]
+        return status
+
+    def close(self) -> None:
+        """End it for good. Also from another thread while a call is under way, which then raises Lost."""
+        self._closed = True
+        if (process := self._process) is not None:
+            _kill(process)
+
+    def _prepare(self, index: int) -> None:
+        if self._process is None or self._process.poll() is not None:
+            self.kill()
+            self._start()
+        if index not in self._loaded:
+            self._ask(pickle.dumps(("load", (index, self._sources[index]))), self._load_seconds)
+            self._loaded.add(index)
+
+    def _start(self) -> None:
+        if self._closed:
+            raise Lost("was closed")
+        package = str(Path(__file__).resolve().parent / "__init__.py")
+        self._loaded = set()
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _START, package],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONSAFEPATH": "1"},
+            start_new_session=True,  # Ctrl-C is the parent's; and one kill reaches grandchildren
+        )
+        if self._closed:  # meanwhile
+            self.kill()
+            raise Lost("was closed")
+
+    def _ask(self, request: bytes, seconds: float) -> dict[str, Any]:
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        lock, state = threading.Lock(), {"done": False, "expired": False}
+
+        def expire() -> None:
+            with lock:
+                if not state["done"]:
+                    state["expired"] = True
+                    _kill(process)
+
+        # The timer covers writing as well as reading: a pipe whose reader is stuck blocks its writer.
+        timer = threading.Timer(seconds, expire)
+        timer.daemon = True
+        timer.start()
+        try:
+            process.stdin.write(struct.pack("!Q", len(request)))
+            process.stdin.write(request)
+            process.stdin.flush()
+            line = process.stdout.readline()
+        except OSError:
+            line = b""
+        finally:
+            timer.cancel()
+            with lock:
+                state["done"] = True
+        if state["expired"] or not line.endswith(b"\n"):
+            status = self.kill()
+            raise Lost(f"hung for more than {seconds:g} s" if state["expired"] else _death(status))
+        reply = json.loads(line)
+        if "fix" in reply:
+            raise PosttrainError(reply["fix"])
+        return reply
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    if process.returncode is not None:
+        return  # its number may be another's by now
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+
+
+def _death(status: int) -> str:
+    if status < 0:
+        with contextlib.suppress(ValueError):
+            return f"its process was ended by {signal.Signals(-status).name}"
+    return f"its process ended with status {status}"
+
+
+# --- the child's side -------------------------------------------------------------------------
+
+
+def serve() -> None:
+    """The child's loop: answer requests from stdin until it closes. Replies are one line of JSON each."""
+    # The pipes get private descriptors; what a reward prints, from C too, goes nowhere near them.
+    requests = os.fdopen(os.dup(0), "rb")
+    replies = os.fdopen(os.dup(1), "wb")
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(nowhere, standard)
+
+    inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(requests, inbox), daemon=True).start()
+    functions: dict[int, Callable[..., Any]] = {}
+    while True:
+        request = inbox.get()
+        with _captured() as printed:
+            reply = _answer(request, functions)
+        replies.write(json.dumps({**reply, "printed": printed.tail}).encode() + b"\n")
+        replies.flush()
+
+
+def _answer(request: bytes, functions: dict[int, Callable[..., Any]]) -> dict[str, Any]:
+    action = None
+    try:
+        action, body = pickle.loads(request)
+        if action == "load":
+            index, source = body
+            functions[index] = _load(source, index)
+            return {}
+        index, count, columns = body
+        return {"values": _call(functions[index], columns, count)}
+    except PosttrainError as error:
+        return {"fix" if action == "load" else "error": str(error)}
+    except BaseException as error:  # SystemExit and KeyboardInterrupt of a reward are its failures too
+        return {"error": _describe(error)}
+
+
+def _receive(requests: io.BufferedReader, inbox: queue.SimpleQueue[bytes]) -> None:
+    """Read requests in a thread of its own: the child ends with its parent, even in a reward that hangs."""
+    while header := requests.read(8):
+        inbox.put(requests.read(struct.unpack("!Q", header)[0]))
+    if hasattr(os, "killpg"):
+        os.killpg(0, signal.SIGKILL)  # the group is this child's own: what a reward started ends too
+    os._exit(0)
+
+
+class _Tail(io.TextIOBase):
+    """A text stream that remembers its end."""
+
+    def __init__(self) -> None:
+        self.tail = ""
+
+    def write(self, text: str, /) -> int:
+        self.tail = (self.tail + text[-_PRINTED:])[-_PRINTED:]
+        return len(text)
+
+
+@contextlib.contextmanager
+def _captured():
+    tail = _Tail()
+    with contextlib.redirect_stdout(tail), contextlib.redirect_stderr(tail):
+        yield tail
+
+
+def _load(source: Source, index: int) -> Callable[..., Any]:
+    """Import a reward and bind its arguments. PosttrainError says what to put right."""
+    try:
+        module = (
+            _file(source.place, index) if source.kind == "file" else importlib.import_module(source.place)
+        )
+    except BaseException as error:
+        hint = ""
+        if isinstance(error, ModuleNotFoundError):
+            hint = " Rewards import installed packages only; keep a user's reward in one file."
+        raise PosttrainError(
+            f"The reward {source.use!r} fails when it is imported: {_describe(error)}.{hint}"
+        ) from None
+    function = _function(module, source)
+    return _bind(function, source)
+
+
+def _file(place: str, index: int) -> ModuleType:
+    name = f"posttrain_reward_{index}_{Path(place).stem}"
+    spec = importlib.util.spec_from_file_location(name, place)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # before it runs: dataclasses and pickle look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def _function(module: ModuleType, source: Source) -> Callable[..., Any]:
+    name = source.function
+    public = [
+        key
+        for key, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__ and not key.startswith("_")
+    ]
+    if name is None:
+        stem = Path(source.place).stem
+        name = stem if stem in public or len(public) != 1 else public[0]
+    function: Any = module
+    for part in name.split("."):
+        function = getattr(function, part, None)
+    if callable(function):
+        return function
+    problem = (
+        f"has no function {name!r}" if source.function else f"has no function named like the file, {name!r}"
+    )
+    there = (
+        f"It has: {', '.join(public)}; name one as {source.place}:{public[0]}" if public else "It has none"
+    )
+    raise PosttrainError(f"The reward {source.use!r} cannot be used: {source.place} {problem}. {there}.")
+
+
+def _bind(function: Callable[..., Any], source: Source) -> Callable[..., Any]:
+    """Check the recipe's arguments against the signature, then give them to every call."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # builtins and some C functions have none
+        return lambda **columns: function(**{**columns, **source.args})
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    named = [key for key, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    choices = _choices(function)
+    for key, value in source.args.items():
+        # **columns would swallow a misspelt argument without a word.
+        if key not in named or key == "completions":
+            raise PosttrainError(_unknown(f"The reward {source.use!r} has no argument", key, named))
+        if key in choices and value not in choices[key]:
+            raise PosttrainError(_unknown(f"The reward {source.use!r} takes no {key}", value, choices[key]))
+    # TRL offers these two; what they would log has no place here.
+    extra = {key: lambda *_, **__: None for key in ("log_extra", "log_metric")}
+
+    def call(**columns: Any) -> Any:
+        given = {**extra, **columns, **source.args}
+        return function(**(given if open_ended else {key: given[key] for key in named if key in given}))
+
+    return call
+
+
+def _choices(function: Callable[..., Any]) -> dict[str, tuple[Any, ...]]:
+    """For each parameter annotated as a Literal, the values that it may have."""
+    try:
+        hints = get_type_hints(function)
+    except Exception:  # an annotation may name what is not there at run time
+        return {}
+    return {key: get_args(hint) for key, hint in hints.items() if get_origin(hint) is Literal}
+
+
+def _unknown(start: str, given: Any, known: list[str] | tuple[Any, ...]) -> str:
+    import difflib
+
+    options = [str(name) for name in known if name != "completions"]
+    near = difflib.get_close_matches(str(given), options, 1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{start} {given!r}.{hint} It takes: {', '.join(options) or 'none'}."
+
+
+def _call(function: Callable[..., Any], columns: dict[str, Any], count: int) -> list[float | str | None]:
+    values = function(**columns)
+    if inspect.isawaitable(values):
+        import asyncio
+
+        async def wait(awaitable: Any) -> Any:
+            return await awaitable
+
+        values = asyncio.run(wait(values))
+    if hasattr(values, "tolist"):  # a tensor or an array
+        values = values.tolist()
+    if not isinstance(values, list | tuple):
+        raise PosttrainError(f"returned a {type(values).__name__}, not a list")
+    if len(values) != count:
+        raise PosttrainError(f"returned {len(values)} values for {count} completions")
+    return [_value(value) for value in values]
+
+
+def _value(value: Any) -> float | str | None:
+    """A value as a float; a reason where it is none."""
+    if value is None:
+        return None
+    try:
+        number = None if isinstance(value, str | bytes) else float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        number = None
+    if number is None:
+        return f"returned a {type(value).__name__}, not a number"
+    return number if math.isfinite(number) else f"returned {number}"
+
+
+def _describe(error: BaseException) -> str:
+    """One line: what was raised, and the last line outside installed code that led there."""
+    installed = ("<frozen", __file__, os.path.dirname(os.__file__), sys.prefix)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(installed)]
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    try:
+        message = " ".join(str(error).split())[:_MESSAGE]
+    except Exception:
+        message = ""
+    return f"{type(error).__name__}{': ' if message else ''}{message}{where}"

@@ -1,0 +1,257 @@
+"""Load reward functions, weigh them, score completions with them: behind a deadline, in killable processes.
+
+A reward has TRL's signature, `def name(completions, **columns) -> list[float | None]`; None means "this
+rule does not apply here". A reward that raises, hangs, dies or returns nonsense costs the row it failed
+on, never the run.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import queue
+import re
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any, Protocol
+
+from posttrain import content
+from posttrain.reward_process import Child, Lost, Source
+from posttrain.types import Completion, PosttrainError, Prompt, Score
+
+ENTRY_POINTS = "posttrain.rewards"  # where installed plug-ins announce their rewards
+LOAD_SECONDS = 60.0  # for starting a process and importing a reward in it, torch included
+PATIENCE = 4  # deadlines that a reward's failing rows may cost in one call; what is left is masked
+
+_log = logging.getLogger(__name__)
+_FILE = re.compile(r"(?P<file>.+\.py)(?::(?P<function>\w+))?")
+_MODULE = re.compile(r"(?P<module>[\w.]+):(?P<function>[\w.]+)")
+
+
+class Spec(Protocol):
+    """What a recipe says of one reward; `RewardSpec` and the recipe's own model both fit."""
+
+    @property
+    def use(self) -> str: ...
+    @property
+    def weight(self) -> float: ...
+    @property
+    def args(self) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class RewardSpec:
+    """One reward: where its function is, its weight in the sum, and the arguments that every call gets.
+
+    Examples of `use`: "accuracy" (ours), "./my_reward.py:fn" (a file), "package.module:fn" (installed).
+    """
+
+    use: str
+    weight: float = 1.0
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+
+def locate(use: str, args: Mapping[str, Any], folder: Path | None = None) -> Source:
+    """Find a reward without importing anything of it.
+
+    - "accuracy": ours; else an installed plug-in of that name (entry-point group "posttrain.rewards")
+    - "./my_reward.py:fn": a file, relative to `folder` (default: the working folder); without ":fn" the
+      function named like the file, or its only public one
+    - "package.module:fn": an installed module
+
+    Raises PosttrainError, with the nearest names, where there is none.
+    """
+    if match := _FILE.fullmatch(use):
+        path = ((folder or Path.cwd()) / Path(match["file"]).expanduser()).resolve()
+        if not path.is_file():
+            near = _near(path.name, [file.name for file in path.parent.glob("*.py")])
+            raise PosttrainError(f"There is no reward file {path}.{near}")
+        return Source(use, "file", str(path), match["function"], dict(args))
+    if match := _MODULE.fullmatch(use):
+        return Source(use, "module", match["module"], match["function"], dict(args))
+    if shipped := content.find("reward", use):
+        return Source(use, "file", str(shipped), None, dict(args))
+
+    from importlib.metadata import entry_points
+
+    plugins = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
+    if entry := plugins.get(use):
+        return Source(use, "module", entry.module, entry.attr, dict(args))
+    names = [name for name, _, _ in content.listing("reward")] + sorted(plugins)
+    raise PosttrainError(
+        f"There is no reward {use!r}.{_near(use, names)} There are: {', '.join(names)}. "
+        "A reward of your own is named by its file: ./my_reward.py:function."
+    )
+
+
+def _near(name: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, names, 1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+class Rewards:
+    """The rewards of a recipe, ready to score. A context manager: leaving it ends the processes.
+
+    `workers` processes run the calls; with several rewards, more than one lets them run side by side.
+    Raises PosttrainError at once where a reward cannot be found, imported, or called with its arguments.
+
+    Example:
+        with Rewards([RewardSpec("accuracy", 1.0, {"form": "boxed"}), RewardSpec("./mine.py")]) as rewards:
+            scores = rewards.score(prompts, completions)
+    """
+
+    def __init__(
+        self, specs: Sequence[Spec], deadline: float = 10.0, workers: int = 1, folder: Path | None = None
+    ) -> None:
+        if not specs:
+            raise PosttrainError("There are no rewards. Name at least one, such as 'accuracy'.")
+        self._sources = [locate(spec.use, spec.args, folder) for spec in specs]
+        self._weights = [float(spec.weight) for spec in specs]
+        self._deadline = deadline
+        self.names = _names(self._sources)
+        self._children = [Child(self._sources, LOAD_SECONDS) for _ in range(workers)]
+        self._idle: queue.SimpleQueue[Child] = queue.SimpleQueue()
+        for child in self._children:
+            self._idle.put(child)
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="rewards")
+        # Also at exit and when nobody holds this object any more.
+        self._finalizer = weakref.finalize(self, _end, self._children, self._threads)
+        try:
+            list(self._threads.map(self._load, range(len(specs))))
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Rewards:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes and all that the rewards started. Safe to call twice."""
+        self._finalizer()
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Score]:
+        """Score N completions, each with its prompt (the i-th belongs to the i-th).
+
+        A row on which a weighted reward fails has total None and the reason in `failures`; a row to which no
+        weighted reward applies has total None as well. A reward of weight 0 is reported and decides nothing.
+        """
+        if len(prompts) != len(completions):
+            raise ValueError(f"{len(prompts)} prompts for {len(completions)} completions")
+        if not prompts:
+            return []
+        rows = _Rows(prompts, completions)
+        columns = list(self._threads.map(lambda index: self._values(index, rows), range(len(self.names))))
+        return [self._score(values) for values in zip(*columns, strict=True)]
+
+    def _score(self, values: Sequence[float | str | None]) -> Score:
+        parts: dict[str, float | None] = {}
+        failures: dict[str, str] = {}
+        for name, value in zip(self.names, values, strict=True):
+            parts[name] = None if isinstance(value, str) else value
+            if isinstance(value, str):
+                failures[name] = value
+        total = None
+        for name, weight in zip(self.names, self._weights, strict=True):
+            if weight == 0:
+                continue
+            if name in failures:
+                return Score(None, parts, failures)
+            part = parts[name]
+            if part is not None:
+                total = (total or 0.0) + weight * part
+        return Score(total, parts, failures)
+
+    def _load(self, index: int) -> None:
+        child = self._idle.get()
+        try:
+            child.load(index)
+        except Lost as lost:
+            use = self._sources[index].use
+            raise PosttrainError(f"The reward {use!r} could not be imported: {lost}.") from None
+        finally:
+            self._idle.put(child)
+
+    def _values(self, index: int, rows: _Rows) -> list[float | str | None]:
+        """One reward's value for every row, or the reason why it has none; in one call where that works."""
+        child = self._idle.get()
+        try:
+            values = self._call(child, index, rows, slice(None))
+            if not isinstance(values, str):
+                return values
+            if len(rows) == 1:
+                return [values]
+            # Something in the batch breaks it: row by row, so that only that row is lost.
+            patience = time.monotonic() + PATIENCE * self._deadline
+            result: list[float | str | None] = []
+            for row in range(len(rows)):
+                if time.monotonic() > patience:
+                    return result + [f"not scored: {values}"] * (len(rows) - row)
+                one = self._call(child, index, rows, slice(row, row + 1))
+                result.append(one if isinstance(one, str) else one[0])
+            return result
+        finally:
+            self._idle.put(child)
+
+    def _call(self, child: Child, index: int, rows: _Rows, part: slice) -> list[float | str | None] | str:
+        columns = rows.columns(part)
+        try:
+            reply = child.call(index, columns, len(columns["completions"]), self._deadline)
+        except (Lost, PosttrainError) as error:
+            return str(error)
+        except Exception as error:  # a column that does not pickle
+            return f"its columns cannot be sent to its process: {error}"
+        if reply["printed"]:
+            _log.info("%s printed: %s", self.names[index], reply["printed"].rstrip())
+        return reply["values"] if "values" in reply else reply["error"]
+
+
+def _end(children: list[Child], threads: ThreadPoolExecutor) -> None:
+    for child in children:
+        child.close()
+    threads.shutdown(cancel_futures=True)  # quick: a call whose child is gone is over
+    for child in children:
+        child.kill()
+
+
+def _names(sources: Sequence[Source]) -> list[str]:
+    """A short name for each reward: its own, or its function's; numbered where two would be the same."""
+    names: list[str] = []
+    for source in sources:
+        base = source.function or (Path(source.place).stem if source.kind == "file" else source.use)
+        name = next(n for i in count(1) if (n := base if i == 1 else f"{base}_{i}") not in names)
+        names.append(name)
+    return names
+
+
+class _Rows:
+    """A batch as TRL's reward functions take it: one list a column."""
+
+    def __init__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> None:
+        extra = dict.fromkeys(key for prompt in prompts for key in prompt.columns)
+        self._columns: dict[str, list[Any]] = {
+            **{key: [prompt.columns.get(key) for prompt in prompts] for key in extra},
+            "prompts": [prompt.content for prompt in prompts],
+            "completions": [_as_trl(p, c) for p, c in zip(prompts, completions, strict=True)],
+            "completion_ids": [completion.tokens for completion in completions],
+            "answer": [prompt.answer for prompt in prompts],
+        }
+
+    def __len__(self) -> int:
+        return len(self._columns["prompts"])
+
+    def columns(self, part: slice) -> dict[str, list[Any]]:
+        return {key: values[part] for key, values in self._columns.items()}
+
+
+def _as_trl(prompt: Prompt, completion: Completion) -> str | list[dict[str, str]]:
+    if isinstance(prompt.content, str):
+        return completion.text
+    return [{"role": "assistant", "content": completion.text}]

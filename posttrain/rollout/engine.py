@@ -1,0 +1,41 @@
+"""What a rollout engine is. The native one and vLLM's implement this; the loop and the evaluation only see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from posttrain.types import Completion, Sampling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Progress = Callable[[int, int], None]  # (completions finished, completions asked for); may raise to stop
+
+
+class Engine(Protocol):
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        n: int,
+        sampling: Sampling,
+        seeds: Sequence[int],
+        on_progress: Progress | None = None,
+    ) -> list[list[Completion]]:
+        """Continue each prompt n times.
+
+        The same prompt, seed, sampling and weights give the same completions, up to the rounding differences
+        that other rows in the batch cause.
+
+        Args:
+            prompts: token ids of each prompt, none empty.
+            seeds: one a prompt.
+
+        Returns:
+            For each prompt, in order, its n completions.
+        """
+        ...
+
+    def sync(self, policy: PreTrainedModel) -> None:
+        """Take over the policy's weights."""
+        ...

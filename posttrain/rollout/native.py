@@ -1,0 +1,172 @@
+"""The engine in this process: prompts prefilled once and expanded, finished rows leave the batch.
+
+It keeps a low-precision copy of the policy (float32 master weights stay with the trainer). Where the compute type
+is the policy's own, it runs the policy itself and `sync` has nothing to do.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from posttrain import attention
+from posttrain.attention import DecodeLayout, KVCache, PackedLayout, attending
+from posttrain.models import end_tokens
+from posttrain.rollout.engine import Progress
+from posttrain.rollout.sampling import draw
+from posttrain.types import Completion, Sampling
+
+KEEP = 0.8  # finished rows are dropped from the batch once fewer than this share of it is alive
+
+
+class NativeEngine:
+    def __init__(
+        self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype, rows: int = 128
+    ):
+        """
+        Args:
+            dtype: of the weights and the cache while generating.
+            rows: most completions decoded at once.
+        """
+        self.tokenizer = tokenizer
+        self.ends = torch.tensor(end_tokens(policy, tokenizer), device=policy.device)
+        self.rows = rows
+        self.model = policy if policy.dtype == dtype else copy.deepcopy(policy).to(dtype)
+        self.model.requires_grad_(self.model is policy)
+        attention.use(self.model)
+        text = self.model.config.get_text_config()
+        self.layers: int = text.num_hidden_layers
+        self.kv_heads: int = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        self.head_dim: int = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+
+    @torch.no_grad()
+    def sync(self, policy: PreTrainedModel) -> None:
+        if policy is not self.model:
+            for mine, theirs in zip(self.model.parameters(), policy.parameters(), strict=True):
+                mine.copy_(theirs)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        n: int,
+        sampling: Sampling,
+        seeds: Sequence[int],
+        on_progress: Progress | None = None,
+    ) -> list[list[Completion]]:
+        training = self.model.training
+        self.model.eval()
+        try:
+            out: list[list[Completion]] = [[] for _ in prompts]
+            done, total = 0, n * len(prompts)
+            # Prompts of like length share a batch, so that little of the cache is padding.
+            order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+            step = max(1, self.rows // n)
+            for first in range(0, len(order), step):
+                some = order[first : first + step]
+                report = None if on_progress is None else (lambda k, done=done: on_progress(done + k, total))
+                batch = self._batch([prompts[i] for i in some], n, sampling, [seeds[i] for i in some], report)
+                for i, completions in zip(some, batch, strict=True):
+                    out[i] = completions
+                done += n * len(some)
+            return out
+        finally:
+            self.model.train(training)
+
+    def _batch(self, prompts, n: int, sampling: Sampling, seeds, report) -> list[list[Completion]]:
+        device = self.model.device
+        R = sampling.max_tokens
+        B = len(prompts) * n
+        lengths = torch.tensor([len(p) for p in prompts], device=device)
+        uniform = torch.stack([_uniform(seed, n, R) for seed in seeds]).view(B, R).to(device)
+        hidden, cache = self._prefill(prompts, n, R)
+        P = int(lengths.max())
+        positions = lengths.repeat_interleave(n)
+        visible = torch.arange(P + R, device=device)
+        bias = torch.zeros(B, P + R, dtype=hidden.dtype, device=device)
+        bias.masked_fill_((visible >= positions[:, None]) & (visible < P), torch.finfo(hidden.dtype).min)
+
+        tokens = torch.zeros(B, R, dtype=torch.long, device=device)
+        logprobs = torch.zeros(B, R, device=device)
+        taken = torch.full((B,), R, device=device)  # tokens of each row; R until it ends
+        ended = torch.zeros(B, dtype=torch.bool, device=device)
+        rows = torch.arange(B, device=device)  # which completion each row of the live batch is
+        for t in range(R):
+            token, logprob = draw(self._logits(hidden), uniform[rows, t], sampling)
+            tokens[rows, t], logprobs[rows, t] = token, logprob
+            stopped = torch.isin(token, self.ends) & ~ended[rows]
+            if stopped.any():
+                ended[rows[stopped]] = True
+                taken[rows[stopped]] = t + 1
+                if report is not None:
+                    report(int(ended.sum()))
+                alive = ~ended[rows]
+                left = int(alive.sum())
+                if left == 0:
+                    break
+                if left < KEEP * len(rows):
+                    cache = KVCache([k[alive] for k in cache.keys], [v[alive] for v in cache.values])
+                    rows, token, bias, positions = rows[alive], token[alive], bias[alive], positions[alive]
+            elif report is not None:
+                report(int(ended.sum()))
+            if t + 1 < R:
+                hidden = self._forward(token[:, None], positions[:, None], DecodeLayout(cache, bias, P + t))[
+                    :, 0
+                ]
+                positions = positions + 1
+        if report is not None:
+            report(B)
+        return self._collect(tokens, logprobs, taken, ended, n)
+
+    def _prefill(self, prompts: Sequence[list[int]], n: int, R: int) -> tuple[Tensor, KVCache]:
+        """Run every prompt once, packed; return the last hidden state [B, H] and the cache for its n rows."""
+        device = self.model.device
+        lengths = [len(p) for p in prompts]
+        S, P = len(prompts), max(lengths)
+        layout = PackedLayout.of(lengths, [[] for _ in prompts], device)
+        layout.capture = self._cache(S, P)
+        tokens = torch.tensor([t for p in prompts for t in p], device=device)[None]
+        positions = torch.cat([torch.arange(k, device=device) for k in lengths])[None]
+        hidden = self._forward(tokens, positions, layout)[0]
+        last = torch.tensor(lengths, device=device).cumsum(0) - 1
+        cache = self._cache(S * n, P + R)
+        for once, wide in ((layout.capture.keys, cache.keys), (layout.capture.values, cache.values)):
+            for i in range(self.layers):
+                wide[i][:, :, :P] = once[i].repeat_interleave(n, 0)
+                once[i] = once[i][:0]  # freed layer by layer
+        return hidden[last].repeat_interleave(n, 0), cache
+
+    def _cache(self, rows: int, length: int) -> KVCache:
+        shape = (rows, self.kv_heads, length, self.head_dim)
+        make = lambda: [  # noqa: E731
+            torch.zeros(shape, dtype=self.model.dtype, device=self.model.device) for _ in range(self.layers)
+        ]
+        return KVCache(make(), make())
+
+    def _forward(self, tokens: Tensor, positions: Tensor, layout: attention.Layout) -> Tensor:
+        with attending(layout):
+            out = self.model.base_model(input_ids=tokens, position_ids=positions, use_cache=False)
+        return out.last_hidden_state
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return self.model.get_output_embeddings()(hidden).float()
+
+    def _collect(
+        self, tokens: Tensor, logprobs: Tensor, taken: Tensor, ended: Tensor, n: int
+    ) -> list[list[Completion]]:
+        ids, lps = tokens.tolist(), logprobs.tolist()
+        flat: list[Completion] = []
+        for i, (k, stop) in enumerate(zip(taken.tolist(), ended.tolist(), strict=True)):
+            said = ids[i][: k - 1] if stop else ids[i][:k]
+            text = self.tokenizer.decode(said, skip_special_tokens=True)
+            flat.append(Completion(ids[i][:k], lps[i][:k], "stop" if stop else "length", str(text)))
+        return [flat[i : i + n] for i in range(0, len(flat), n)]
+
+
+def _uniform(seed: int, n: int, length: int) -> Tensor:
+    """[n, length] numbers in [0, 1) that depend on the seed alone, so a row's draws do not depend on its batch."""
+    return torch.rand(n, length, generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,124 @@
+import math
+import random
+
+import pytest
+
+from posttrain.evaluate.metrics import Z95, clustered, disjoint, number, proportion, wilson
+
+
+def brute_wilson(successes: int, n: int) -> tuple[float, float]:
+    """Scan p for the score test's acceptance region, then bisect its two ends."""
+    p_hat = successes / n
+
+    def inside(p: float) -> bool:
+        return abs(p_hat - p) <= Z95 * math.sqrt(p * (1 - p) / n)
+
+    def edge(accepted: float, rejected: float) -> float:
+        for _ in range(80):
+            middle = (accepted + rejected) / 2
+            accepted, rejected = (middle, rejected) if inside(middle) else (accepted, middle)
+        return accepted
+
+    lo = 0.0 if p_hat == 0 else edge(p_hat, 0.0)
+    hi = 1.0 if p_hat == 1 else edge(p_hat, 1.0)
+    return lo, hi
+
+
+@pytest.mark.parametrize(
+    ("successes", "n"), [(0, 1), (1, 1), (0, 20), (20, 20), (1, 7), (13, 256), (128, 256), (999, 1000)]
+)
+def test_wilson_is_the_score_tests_acceptance_region(successes, n):
+    assert wilson(successes, n) == pytest.approx(brute_wilson(successes, n), abs=1e-9)
+
+
+def test_wilson_known_values():
+    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=5e-5)
+    assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=5e-5)
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_wilson_is_symmetric_and_contains_the_estimate():
+    for n in (1, 2, 3, 10, 97, 10**9):
+        for successes in {0, 1, n // 3, n}:
+            lo, hi = wilson(successes, n)
+            assert 0 <= lo <= successes / n <= hi <= 1
+            assert (1 - hi, 1 - lo) == pytest.approx(wilson(n - successes, n), abs=1e-12)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(-1, 5), (6, 5), (0, -1)])
+def test_wilson_refuses_impossible_counts(successes, n):
+    with pytest.raises(ValueError, match="successes"):
+        wilson(successes, n)
+
+
+def test_proportion():
+    got = proportion([True, False, False, True])
+    assert got == {"accuracy": 0.5, "ci95": list(wilson(2, 4)), "n": 4}
+    with pytest.raises(ValueError, match="no verdicts"):
+        proportion([])
+
+
+def test_clustered_with_one_sample_a_question_is_the_plain_interval():
+    verdicts = [True] * 30 + [False] * 70
+    got = clustered([[v] for v in verdicts])
+    assert got["ci95"] == pytest.approx(proportion(verdicts)["ci95"], abs=1e-12)
+    assert got["n"] == got["samples"] == 100
+
+
+def test_clustered_when_samples_of_a_question_agree_counts_questions():
+    got = clustered([[True] * 8] * 30 + [[False] * 8] * 70)
+    assert got["ci95"] == pytest.approx(wilson(30, 100), abs=1e-12)
+    assert got["samples"] == 800
+
+
+def test_clustered_never_claims_more_than_independent_samples():
+    got = clustered([[True, False]] * 50)  # question means are all 0.5: naive standard error 0
+    assert got["ci95"] == pytest.approx(wilson(50, 100), abs=1e-12)
+
+
+def test_clustered_all_right_or_all_wrong_counts_questions():
+    assert clustered([[False] * 4] * 25)["ci95"] == pytest.approx(wilson(0, 25))
+    assert clustered([[True] * 4] * 25)["ci95"] == pytest.approx(wilson(25, 25))
+
+
+def test_clustered_unequal_and_empty_groups():
+    got = clustered([[True, True, True], [], [False]])
+    assert (got["accuracy"], got["n"], got["samples"]) == (0.75, 2, 4)
+    with pytest.raises(ValueError, match="no samples"):
+        clustered([[], []])
+
+
+def test_clustered_interval_covers_the_truth_where_the_naive_one_does_not():
+    """200 questions x 8 samples, half of them hard: 95% intervals must hold the mean ~95% of the time."""
+    rng = random.Random(0)
+    covered = naive_covered = 0
+    trials = 400
+    truth = 0.5 * 0.05 + 0.5 * 0.85  # half the questions easy, half hard
+    for _ in range(trials):
+        groups = []
+        for _ in range(200):
+            p = 0.05 if rng.random() < 0.5 else 0.85
+            groups.append([rng.random() < p for _ in range(8)])
+        lo, hi = clustered(groups)["ci95"]
+        covered += lo <= truth <= hi
+        lo, hi = wilson(sum(map(sum, groups)), 1600)
+        naive_covered += lo <= truth <= hi
+    assert 0.92 <= covered / trials <= 0.98
+    assert naive_covered / trials < 0.8
+
+
+def test_disjoint():
+    assert disjoint([0.1, 0.2], [0.3, 0.4])
+    assert disjoint([0.3, 0.4], [0.1, 0.2])
+    assert not disjoint([0.1, 0.3], [0.3, 0.4])  # touching ends share a point
+    assert not disjoint([0.0, 1.0], [0.4, 0.5])
+
+
+@pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf, "0.5", True, [], {}, 10**400])
+def test_number_refuses(value):
+    assert number(value) is None
+
+
+def test_number_accepts():
+    assert number(3) == 3.0
+    assert number(-0.5) == -0.5

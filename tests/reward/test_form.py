@@ -1,0 +1,23 @@
+"""The form reward: right or wrong, the completion has to end in the form."""
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("text", "form", "value"),
+    [
+        ("work\nThe answer is: 7", "the_answer_is", 1.0),
+        ("work\nThe answer is: wrong", "the_answer_is", 1.0),
+        ("The answer is: 7\nmore", "the_answer_is", 0.0),
+        ("The answer is: " + "long " * 100, "the_answer_is", 0.0),
+        ("so $\\boxed{7}$.", "boxed", 1.0),
+        ("\\boxed{7} is it, said she", "boxed", 0.0),
+        ("<answer>7</answer>", "answer_tag", 1.0),
+        ("#### 7", "hashes", 1.0),
+        ("", "the_answer_is", 0.0),
+        ("9" * 10**7, "the_answer_is", 0.0),
+    ],
+)
+def test_form(reward, text, form, value):
+    assert reward([text], form=form, prompts=["?"]) == [value]
+    assert reward([[{"role": "assistant", "content": text}]], form=form) == [value]
