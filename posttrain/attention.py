@@ -75,8 +75,11 @@ def _attention(
         raise NotPackable("its attention uses dropout; set it to 0 for reinforcement learning")
     if _layout is None:
         raise RuntimeError("a model on packed attention was called outside attending(layout)")
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return _layout.attend(module.layer_idx, query, key, value, scaling), None
+    scale: float = query.shape[-1] ** -0.5 if scaling is None else scaling
+    # Under autocast the rotary embedding leaves queries and keys in float32: gather and multiply them in the type
+    # of the values, which come straight from a linear layer.
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    return _layout.attend(module.layer_idx, query, key, value, scale), None
 
 
 AttentionInterface.register(NAME, _attention)

@@ -139,6 +139,8 @@ def _generated(source: Source, where: str) -> Iterator[Row]:
     from reasoning_gym.composite import DatasetSpec
     from reasoning_gym.factory import DATASETS
 
+    import posttrain.word_problems  # noqa: F401 - registers a task of our own
+
     name = source.source.removeprefix(GENERATOR)
     if name not in DATASETS:
         near = difflib.get_close_matches(name, DATASETS, n=3)

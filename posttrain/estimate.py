@@ -18,6 +18,7 @@ def dry_run(recipe: Recipe) -> str:
     parameters, config = models.size(recipe.model.name)
     train, heldout = data.load(recipe.data)
     s, t = recipe.sampling, recipe.train
+    rollouts = t.prompts * s.completions
     memory = estimate(recipe, parameters, config)
     parts = ", ".join(f"{name} {gib:.2f}" for name, gib in memory.items())
     lines = [
@@ -25,8 +26,8 @@ def dry_run(recipe: Recipe) -> str:
         "",
         f"# model      {recipe.model.name}: {parameters / 1e6:.1f} M parameters",
         f"# rows       {len(train)} to train on, {len(heldout)} held out",
-        f"# a step     {t.prompts} prompts x {s.completions} completions = {t.prompts * s.completions} rollouts, "
-        f"at most {t.prompts * s.completions * s.max_tokens} tokens"
+        f"# a step     {t.prompts} prompts x {s.completions} completions = {rollouts} rollouts, "
+        f"at most {rollouts * s.max_tokens} tokens"
         + (f"; up to {t.rounds} rounds of dynamic sampling" if t.rounds > 1 else ""),
         f"# the run    {t.steps} steps, {t.steps * t.inner} updates, results in {recipe.output}",
         f"# memory     about {sum(memory.values()):.1f} GiB ({parts})",
@@ -37,9 +38,9 @@ def dry_run(recipe: Recipe) -> str:
 def estimate(recipe: Recipe, parameters: int, config: Any) -> dict[str, float]:
     """Peak memory in GiB by what holds it.
 
-    Activations: what a transformer layer keeps for its backward pass is close to 34 bytes a token and hidden unit
-    in 16 bits with 2 bytes an element (Korthikanti et al., arXiv 2205.05198, section 4, without its attention
-    term), scaled by this model's feed-forward width; twice that in float32.
+    Activations: what a transformer layer keeps for its backward pass is close to 34 bytes a token and hidden
+    unit in 16 bits with 2 bytes an element (Korthikanti et al., arXiv 2205.05198, section 4, without its
+    attention term), scaled by this model's feed-forward width; twice that in float32.
     """
     text = config.get_text_config()
     compute = models.compute_type(recipe.model.compute)

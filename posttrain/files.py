@@ -16,8 +16,8 @@ from typing import Any
 def written_aside(folder: Path) -> Iterator[Path]:
     """Give a temporary folder beside `folder` to write into; it takes that name when the block ends well.
 
-    What `folder` held before is moved away first and deleted last: a kill leaves the new one whole, or the old one
-    under its own name or with `.old` behind it.
+    What `folder` held before is moved away first and deleted last: a kill leaves the new one whole, or the
+    old one under its own name or with `.old` behind it.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -42,7 +42,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def append(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    """Add records to a .jsonl file, whole lines in one write. A line cut off by an earlier kill is ended first."""
+    """Add records to a .jsonl file, whole lines in one write; first end a line that a kill cut off."""
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     with path.open("a+b") as file:
         if file.tell():

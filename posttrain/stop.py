@@ -17,7 +17,7 @@ class Stopped(Exception):
 
 
 class Stop:
-    """Context manager that turns SIGINT and SIGTERM into a flag, `asked`. Outside the main thread it does nothing."""
+    """Context manager that turns SIGINT and SIGTERM into a flag, `asked`; nothing outside the main thread."""
 
     def __init__(self) -> None:
         self.asked = False

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypedDict
 
 
 class PosttrainError(Exception):
-    """Something the user can put right. Its text is shown alone, without a traceback; the exit status is 2."""
+    """Something the user can put right. Its text is shown alone, without a traceback; exit status 2."""
 
 
 class TextPart(TypedDict):
@@ -74,8 +74,9 @@ Finish = Literal["stop", "length"]
 class Completion:
     """What the policy wrote after a prompt.
 
-    `tokens` includes the end token when `finish` is "stop"; `text` does not. `logprobs` holds, for each token,
-    the natural-log probability under the distribution that it was drawn from (after temperature and truncation).
+    `tokens` includes the end token when `finish` is "stop"; `text` does not. `logprobs` holds, for each
+    token, the natural-log probability under the distribution that it was drawn from (after temperature and
+    truncation).
     """
 
     tokens: list[int]
@@ -111,7 +112,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an engine draws tokens. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 leave all tokens in."""
+    """How an engine draws tokens. temperature 0 is greedy; top_k 0, top_p 1, min_p 0 leave all tokens in."""
 
     max_tokens: int
     temperature: float = 1.0

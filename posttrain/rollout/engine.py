@@ -1,4 +1,4 @@
-"""What a rollout engine is. The native one and vLLM's implement this; the loop and the evaluation only see it."""
+"""What a rollout engine is. The native one and vLLM's implement this; loop and evaluation only see it."""
 
 from __future__ import annotations
 

@@ -1,13 +1,14 @@
 """The engine in this process: prompts prefilled once and expanded, finished rows leave the batch.
 
-It keeps a low-precision copy of the policy (float32 master weights stay with the trainer). Where the compute type
-is the policy's own, it runs the policy itself and `sync` has nothing to do.
+It keeps a low-precision copy of the policy (float32 master weights stay with the trainer). Where the compute
+type is the policy's own, it runs the policy itself and `sync` has nothing to do.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from posttrain import attention
 from posttrain.attention import DecodeLayout, KVCache, PackedLayout, attending
 from posttrain.models import end_tokens
 from posttrain.rollout.engine import Progress
+from posttrain.rollout.prepack import available, prepack
 from posttrain.rollout.sampling import draw
 from posttrain.types import Completion, Sampling
 
@@ -35,9 +37,12 @@ class NativeEngine:
         self.tokenizer = tokenizer
         self.ends = torch.tensor(end_tokens(policy, tokenizer), device=policy.device)
         self.rows = rows
-        self.model = policy if policy.dtype == dtype else copy.deepcopy(policy).to(dtype)
+        self.model: PreTrainedModel = policy
+        if policy.dtype != dtype:
+            self.model = copy.deepcopy(policy).to(dtype)  # pyright: ignore[reportArgumentType]
         self.model.requires_grad_(self.model is policy)
         attention.use(self.model)
+        self.prepacked = prepack(self.model) if self.model is not policy and available(self.model) else {}
         text = self.model.config.get_text_config()
         self.layers: int = text.num_hidden_layers
         self.kv_heads: int = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
@@ -45,9 +50,13 @@ class NativeEngine:
 
     @torch.no_grad()
     def sync(self, policy: PreTrainedModel) -> None:
-        if policy is not self.model:
-            for mine, theirs in zip(self.model.parameters(), policy.parameters(), strict=True):
-                mine.copy_(theirs)
+        if policy is self.model:
+            return
+        for name, layer in self.prepacked.items():
+            layer.load(policy.get_submodule(name))  # pyright: ignore[reportArgumentType]
+        theirs = dict(policy.named_parameters())
+        for name, mine in self.model.named_parameters():
+            mine.copy_(theirs[name])
 
     @torch.no_grad()
     def generate(
@@ -153,7 +162,8 @@ class NativeEngine:
         return out.last_hidden_state
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        return self.model.get_output_embeddings()(hidden).float()
+        head: Any = self.model.get_output_embeddings()
+        return head(hidden).float()
 
     def _collect(
         self, tokens: Tensor, logprobs: Tensor, taken: Tensor, ended: Tensor, n: int
@@ -168,5 +178,5 @@ class NativeEngine:
 
 
 def _uniform(seed: int, n: int, length: int) -> Tensor:
-    """[n, length] numbers in [0, 1) that depend on the seed alone, so a row's draws do not depend on its batch."""
+    """[n, length] numbers in [0, 1) from the seed alone, so that a row's draws do not depend on its batch."""
     return torch.rand(n, length, generator=torch.Generator().manual_seed(seed))

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from posttrain.models import end_tokens
 from posttrain.rollout.engine import Progress
@@ -20,7 +21,9 @@ class PlainEngine:
     def __init__(self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype):
         self.tokenizer = tokenizer
         self.ends = end_tokens(policy, tokenizer)
-        self.model = policy if policy.dtype == dtype else copy.deepcopy(policy).to(dtype)
+        self.model: PreTrainedModel = policy
+        if policy.dtype != dtype:
+            self.model = copy.deepcopy(policy).to(dtype)  # pyright: ignore[reportArgumentType]
         self.model.requires_grad_(self.model is policy)
 
     @torch.no_grad()
@@ -39,12 +42,17 @@ class PlainEngine:
         on_progress: Progress | None = None,
     ) -> list[list[Completion]]:
         out = []
-        for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-            if on_progress is not None:
-                on_progress(i * n, n * len(prompts))
-            with torch.random.fork_rng():
-                torch.manual_seed(seed)
-                out.append(self._group(prompt, n, sampling))
+        # A checkpoint's own generation_config may bring penalties and cuts that the trainer knows nothing of.
+        config, self.model.generation_config = self.model.generation_config, GenerationConfig()
+        try:
+            for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+                if on_progress is not None:
+                    on_progress(i * n, n * len(prompts))
+                with torch.random.fork_rng():
+                    torch.manual_seed(seed)
+                    out.append(self._group(prompt, n, sampling))
+        finally:
+            self.model.generation_config = config
         return out
 
     def _group(self, prompt: list[int], n: int, sampling: Sampling) -> list[Completion]:
@@ -60,7 +68,8 @@ class PlainEngine:
                 "min_p": sampling.min_p or None,
             }
         )
-        out = self.model.generate(
+        model: Any = self.model  # transformers' types do not say that it generates
+        out = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=sampling.max_tokens,
@@ -71,9 +80,9 @@ class PlainEngine:
             output_scores=True,
             **choice,
         )
-        new = out.sequences[:, len(prompt) :]  # type: ignore[union-attr]
+        new = out.sequences[:, len(prompt) :]
         # Scores are the logits after temperature and truncation: what was drawn from.
-        scores = torch.stack(out.scores, 1).float().log_softmax(-1)  # type: ignore[union-attr, arg-type]
+        scores = torch.stack(out.scores, 1).float().log_softmax(-1)
         logprobs = scores.gather(2, new[..., None])[..., 0].tolist()
         return [self._completion(tokens, lps) for tokens, lps in zip(new.tolist(), logprobs, strict=True)]
 

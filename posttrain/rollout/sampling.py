@@ -34,7 +34,7 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, T
 
 
 def truncate(logits: Tensor, sampling: Sampling) -> None:
-    """Set to -inf, in place, what top-k, top-p and min-p leave out, in that order; the likeliest always stays."""
+    """Set to -inf, in place, what top-k, top-p and min-p leave out, in that order; the likeliest stays."""
     if 0 < sampling.top_k < logits.shape[-1]:
         least = logits.topk(sampling.top_k).values[:, -1:]
         logits.masked_fill_(logits < least, -torch.inf)
@@ -70,7 +70,8 @@ def inverse_cdf(mass: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     inside = blocks[rows, block[:, 0]].double()
     before = edges.gather(1, block) - inside.sum(-1, keepdim=True)
     within = inside.cumsum(-1)
-    offset = torch.searchsorted(within, want - before, right=True)
+    # Rounding may put `before` above what is wanted: never below the first token with mass.
+    offset = torch.searchsorted(within, (want - before).clamp_(min=0), right=True)
     last = (within < within[:, -1:]).sum(-1, keepdim=True)
     offset = torch.minimum(offset, last)
     return (block * BLOCK + offset)[:, 0], total[:, 0].to(mass.dtype)

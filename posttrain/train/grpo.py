@@ -1,11 +1,12 @@
-"""Group relative policy optimisation, in the order of the paper (DeepSeekMath, arXiv 2402.03300, algorithm 1).
+"""Group relative policy optimisation, in the order of the paper (arXiv 2402.03300, algorithm 1).
 
     a step:  draw prompts -> G completions each -> rewards -> advantages within the group
-             -> drop what carries no signal -> packed micro-batches -> loss, backward, update -> engine takes weights
+             -> drop what carries no signal -> packed micro-batches
+             -> loss, backward, update -> engine takes weights
 
 One process or many: prompts are drawn from one global order and dealt to the processes, every completion's
-randomness hangs on (seed, step, prompt) alone, and the loss's denominators are global, so the number of processes
-changes nothing but rounding.
+randomness hangs on (seed, step, prompt) alone, and the loss's denominators are global, so the number of
+processes changes nothing but rounding.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from posttrain.memory import give_back
 from posttrain.recipe import Recipe
 from posttrain.rewards import Rewards
 from posttrain.rollout.engine import Engine
-from posttrain.train.advantages import advantages, default_kind
+from posttrain.train.advantages import AdvantageKind, advantages, default_kind
 from posttrain.train.loss import clip_bounds, importance_weights, policy_loss, token_weights
 from posttrain.train.metrics import gather, step_metrics
 from posttrain.train.packing import PackedBatch, TrainGroup, TrainRow, micro_batches, pack
@@ -43,7 +45,7 @@ class State:
 
 
 class Watch(Protocol):
-    """Told what the loop is doing. May raise at any of these calls: no weight has moved since the last step."""
+    """Told what the loop is doing. May raise at any call: no weight has moved since the last step."""
 
     def __call__(self, phase: str, done: int, total: int) -> None: ...
 
@@ -89,7 +91,7 @@ class GRPO:
         self.policy, self.reference, self.optimizer = policy, reference, optimizer
         self.prompts, self.encode, self.state, self.watch = prompts, encode, state, watch
         self.sampling = Sampling(**recipe.sampling.model_dump(exclude={"completions"}))
-        self.kind = recipe.train.advantage or default_kind(recipe.train.loss)
+        self.kind: AdvantageKind = recipe.train.advantage or default_kind(recipe.train.loss)
         self.clip = clip_bounds(recipe.train.loss, recipe.train.clip_low, recipe.train.clip_high)
 
     def step(self) -> tuple[dict[str, Any], list[Group]]:
@@ -98,10 +100,12 @@ class GRPO:
         state = replace(self.state)
         drawn, times, rounds = self._collect(state)
         train, signal = self._learnable(drawn)
+        give_back()
         at = time.perf_counter()
         learning_rate = self._set_learning_rate(state.step)
         update = self._update(train)
         self.engine.sync(self.accelerator.unwrap_model(self.policy).model)
+        give_back()
         times["update"] = time.perf_counter() - at
         self.state.step, self.state.cursor = state.step + 1, state.cursor
         metrics = step_metrics(
@@ -119,19 +123,20 @@ class GRPO:
         }
         return metrics, [d.group for d in drawn]
 
-    # -- rollouts ------------------------------------------------------------------------------------------------
+    # -- rollouts --------------------------------------------------------------------------------------------
 
     def _collect(self, state: State) -> tuple[list[Drawn], dict[str, float], int]:
-        """Draw prompts, round by round, until `train.prompts` groups carry signal or the rounds are used up."""
-        wanted, rank, world = (
-            self.recipe.train.prompts,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-        )
+        """Draw prompts, round by round, until `train.prompts` groups carry signal or the rounds are used up.
+
+        Returns the groups of this process, the seconds by phase, and the number of rounds.
+        """
+        wanted = self.recipe.train.prompts
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
         drawn: list[Drawn] = []
         times = {"generate": 0.0, "reward": 0.0}
-        count, total, loud = wanted, 0, 0
-        for made in range(1, self.recipe.train.rounds + 1):
+        count, total, loud, rounds = wanted, 0, 0, 0
+        while rounds < self.recipe.train.rounds:
+            rounds += 1
             indices = range(state.cursor, state.cursor + count)
             state.cursor += count
             total += count
@@ -143,7 +148,7 @@ class GRPO:
             # As many as the share with signal so far says are needed for what is missing.
             missing = wanted - loud
             count = min(math.ceil(missing * total / max(loud, 1)), missing * MAX_DRAW)
-        return drawn, times, made
+        return drawn, times, rounds
 
     def _rollout(self, indices: Sequence[int], step: int, times: dict[str, float]) -> list[Drawn]:
         if not indices:
@@ -178,14 +183,15 @@ class GRPO:
         random.Random(f"{self.recipe.seed}/epoch/{epoch}").shuffle(order)
         return self.prompts[order[place]]
 
-    # -- what is learnt from -------------------------------------------------------------------------------------
+    # -- what is learnt from ---------------------------------------------------------------------------------
 
     def _learnable(self, drawn: Sequence[Drawn]) -> tuple[list[TrainGroup], int]:
-        """Groups to train on, each completion with its advantage and its tokens' weight; and how many carry signal.
+        """Groups to train on, each completion with its advantage and its tokens' weight; and how many carry
+        signal.
 
         The step's batch is every group with signal, filled up with silent ones to `train.prompts` groups. The
-        denominators of the loss count all of it; with beta 0 the silent ones are then dropped, because they would
-        add nothing to the gradient.
+        denominators of the loss count all of it; with beta 0 the silent ones are then dropped, because they
+        would add nothing to the gradient.
         """
         train = self.recipe.train
 
@@ -223,7 +229,7 @@ class GRPO:
                 out.append(TrainGroup(d.group.prompt_tokens, kept))
         return out, signal
 
-    # -- the update ----------------------------------------------------------------------------------------------
+    # -- the update ------------------------------------------------------------------------------------------
 
     def _update(self, groups: Sequence[TrainGroup]) -> dict[str, float]:
         """`train.inner` passes over the batch, an optimizer step each; -> sums and norms for the metrics."""
@@ -249,7 +255,7 @@ class GRPO:
                         sums[name] = sums.get(name, 0.0) + value
             norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), train.max_grad_norm)
             self.optimizer.step()
-            sums["grad_norm"] = float(norm)  # type: ignore[arg-type]
+            sums["grad_norm"] = float(norm)  # pyright: ignore[reportArgumentType]
         self.optimizer.zero_grad()
         return sums | {"passes": train.inner}
 
@@ -281,7 +287,9 @@ class GRPO:
             "loss": loss.item(),
             "entropy": entropy[live].sum().item(),
             "mismatch": (before - batch.sampled)[live].abs().sum().item(),
-            **{name: float(value) for name, value in stats.items()},
+            "tokens": stats["tokens"].item(),
+            "clipped": stats["clipped"].item(),
+            "kl": stats["kl"].item(),
         }
 
     @torch.no_grad()
@@ -297,8 +305,8 @@ class GRPO:
 
 
 def schedule(kind: str, step: int, steps: int, warmup: int) -> float:
-    """The share of the learning rate at a step (0 is the first): a linear rise over `warmup` steps, then constant,
-    or down to 0 at `steps`, linearly or by half a cosine."""
+    """The share of the learning rate at a step (0 is the first): a linear rise over `warmup` steps, then
+    constant, or down to 0 at `steps`, linearly or by half a cosine."""
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if kind == "constant":

@@ -1,12 +1,14 @@
 """Log-probabilities and entropies of completion tokens, without B×T×V logits.
 
-`Policy` wraps a language model so that one call takes a packed batch to [M] log-probabilities; it is the module
-that accelerate wraps. Where a model cannot serve packed groups it runs padded rows instead (`packed` is False).
+`Policy` wraps a language model so that one call takes a packed batch to [M] log-probabilities; it is the
+module that accelerate wraps. Where a model cannot serve packed groups it runs padded rows instead (`packed`
+is False).
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from posttrain.train.packing import PackedBatch, TrainGroup, TrainRow, pack
 log = logging.getLogger(__name__)
 
 CHUNK = 512  # completion tokens whose logits exist at once
+BLOCK = 32  # of them, those handled at a time in float32
 AGREE = 1e-3  # nats by which packed and plain log-probabilities may differ in the check at start (float32)
 
 
@@ -67,7 +70,7 @@ def packed_logprobs(
 def padded_logprobs(
     model: PreTrainedModel, batch: PackedBatch, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """The plain way: one right-padded row a completion, full logits. The fallback, and the oracle in tests."""
+    """The plain way: one right-padded row a completion, full logits. The fallback, and the tests' oracle."""
     device = batch.tokens.device
     rows = [(g.prompt, item.tokens) for g in batch.groups for item in g.rows]
     length = max(len(p) + len(r) for p, r in rows)
@@ -97,24 +100,30 @@ def head_logprobs(
         if torch.is_autocast_enabled(hidden.device.type)
         else None
     )
-    return _Head.apply(hidden, weight, bias, target, temperature, dtype or hidden.dtype)  # type: ignore[return-value]
+    return _Head.apply(hidden, weight, bias, target, temperature, dtype or hidden.dtype)
 
 
 class _Head(torch.autograd.Function):
+    """The temperature is folded into the hidden states, so the logits are never divided. Products run on CHUNK
+    rows; what is done to their results element by element, on BLOCK rows, which stay in the processor's cache."""
+
     @staticmethod
     def forward(ctx: Any, hidden, weight, bias, target, temperature, dtype):
-        h, w = hidden.to(dtype), weight.to(dtype)
-        b = None if bias is None else bias.to(dtype)
+        h, w = (hidden / temperature).to(dtype), weight.to(dtype)
+        b = None if bias is None else (bias / temperature).to(dtype)
         logp = torch.empty(len(target), device=hidden.device)
         entropy = torch.empty_like(logp)
         norm = torch.empty_like(logp)  # logsumexp, kept so that the backward pass needs one exp only
-        for s in range(0, len(target), CHUNK):
-            part = slice(s, s + CHUNK)
-            logits = _logits(h[part], w, b, temperature)
-            norm[part] = lse = logits.logsumexp(-1)
-            logp[part] = logits.gather(1, target[part, None])[:, 0] - lse
-            probs = (logits - lse[:, None]).exp_()
-            entropy[part] = lse - torch.linalg.vecdot(probs, logits)
+        for s, logits in _logits(h, w, b):
+            top = logits.max(-1, keepdim=True).values
+            logits -= top
+            mass = logits.exp()
+            total = mass.sum(-1)
+            part = slice(s, s + len(total))
+            log_total = total.log()
+            logp[part] = logits.gather(1, target[part, None])[:, 0] - log_total
+            entropy[part] = log_total - torch.bmm(mass[:, None], logits[:, :, None])[:, 0, 0] / total
+            norm[part] = log_total + top[:, 0]
         ctx.save_for_backward(h, weight, b, target, norm)
         ctx.temperature, ctx.dtypes = temperature, (hidden.dtype, dtype)
         ctx.mark_non_differentiable(entropy)
@@ -122,35 +131,35 @@ class _Head(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
-        grad = grads[0]
         h, weight, b, target, norm = ctx.saved_tensors
+        grad = grads[0]
         into, dtype = ctx.dtypes
         w = weight.to(dtype)
         dh = torch.empty_like(h)
-        dw = (
-            torch.zeros(weight.shape, dtype=torch.float32, device=h.device)
-            if ctx.needs_input_grad[1]
-            else None
-        )
+        dw = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         db = torch.zeros(len(weight), device=h.device) if b is not None and ctx.needs_input_grad[2] else None
-        for s in range(0, len(target), CHUNK):
-            part = slice(s, s + CHUNK)
-            # d log p(target) / d logits = onehot(target) - p, over the temperature
-            g = _logits(h[part], w, b, ctx.temperature).sub_(norm[part, None]).exp_().neg_()
-            g.scatter_add_(1, target[part, None], torch.ones_like(g[:, :1]))
-            g.mul_((grad[part] / ctx.temperature)[:, None])
+        for start in range(0, len(target), CHUNK):
+            part = slice(start, start + CHUNK)
+            g = torch.empty(len(target[part]), len(w), dtype=dtype, device=h.device)
+            for s, logits in _logits(h[part], w, b):
+                rows = slice(start + s, start + s + len(logits))
+                # d log p(target) / d logits = onehot(target) - p
+                probs = logits.sub_(norm[rows, None]).exp_().mul_(-grad[rows, None])
+                g[s : s + len(logits)] = probs.scatter_add_(1, target[rows, None], grad[rows, None].to(probs))
             if db is not None:
-                db += g.sum(0)
-            g = g.to(dtype)
-            dh[part] = g @ w
+                db += g.sum(0) / ctx.temperature
+            dh[part] = (g @ w).div_(ctx.temperature)
             if dw is not None:
-                dw += g.t() @ h[part]
+                dw += g.t() @ h[part]  # h holds the temperature already
         return dh.to(into), None if dw is None else dw.to(weight.dtype), db, None, None, None
 
 
-def _logits(h: Tensor, w: Tensor, b: Tensor | None, temperature: float) -> Tensor:
-    logits = torch.nn.functional.linear(h, w, b).float()
-    return logits if temperature == 1 else logits.div_(temperature)
+def _logits(h: Tensor, w: Tensor, b: Tensor | None) -> Iterator[tuple[int, Tensor]]:
+    """(first row, float32 logits) of BLOCK rows after BLOCK rows."""
+    for s in range(0, len(h), CHUNK):
+        chunk = torch.nn.functional.linear(h[s : s + CHUNK], w, b)
+        for r in range(0, len(chunk), BLOCK):
+            yield s + r, chunk[r : r + BLOCK].to(torch.float32, copy=True)
 
 
 @torch.no_grad()
@@ -164,7 +173,7 @@ def _serves_packed(model: PreTrainedModel) -> tuple[bool, str]:
         ),
         TrainGroup(ids[30:34], [TrainRow(ids[3:5], [0.0] * 2, 0.0, 0.0)]),
     ]
-    training, before = model.training, model.config._attn_implementation
+    training, before = model.training, model.config._attn_implementation or "eager"
     model.eval()
     batch = pack(groups, model.device)
     try:

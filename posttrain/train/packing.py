@@ -59,8 +59,11 @@ class PackedBatch:
 
 
 def pack(groups: Sequence[TrainGroup], device: torch.device | str = "cpu") -> PackedBatch:
-    """Pack groups into one row. Example: prompt [a b], completions [c d] and [e] -> tokens a b c d e, positions
-    0 1 2 3 2, trained targets c d e predicted at b c b (packed indices 1 2 1), row 0 0 1."""
+    """Pack groups into one row.
+
+    Example: prompt [a b], completions [c d] and [e] -> tokens a b c d e, positions 0 1 2 3 2, trained targets
+    c d e predicted at b c b (packed indices 1 2 1), row 0 0 1.
+    """
     tokens: list[int] = []
     positions: list[int] = []
     predict: list[int] = []
@@ -106,6 +109,8 @@ def micro_batches(groups: Sequence[TrainGroup], budget: int) -> list[list[TrainG
     """
     pieces = [piece for group in groups if group.rows for piece in _cut(group, budget)]
     pieces.sort(key=lambda group: group.tokens, reverse=True)
+    alone = [[piece] for piece in pieces if piece.tokens > budget]
+    pieces = pieces[len(alone) :]
     count = max(1, -(-sum(piece.tokens for piece in pieces) // budget))
     while pieces:
         batches: list[list[TrainGroup]] = [[] for _ in range(count)]
@@ -115,9 +120,9 @@ def micro_batches(groups: Sequence[TrainGroup], budget: int) -> list[list[TrainG
             batches[i].append(piece)
             loads[i] += piece.tokens
         if count >= len(pieces) or max(loads) <= budget:
-            return [batch for batch in batches if batch]
+            return alone + [batch for batch in batches if batch]
         count += 1
-    return []
+    return alone
 
 
 def _cut(group: TrainGroup, budget: int) -> list[TrainGroup]:

@@ -1,12 +1,14 @@
 """Packed log-probabilities against a plain forward, for every family the packed path claims to serve."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
     Gemma2Config,
     Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -20,7 +22,7 @@ from transformers import (
 from posttrain.train.logprobs import Policy, head_logprobs, padded_logprobs
 from posttrain.train.packing import TrainGroup, TrainRow, pack
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "vocab_size": 97,
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -36,7 +38,16 @@ BUILD = {
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SMALL)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SMALL, head_dim=16)),
     "gpt2": lambda: GPT2LMHeadModel(
-        GPT2Config(vocab_size=97, n_embd=32, n_layer=3, n_head=4, n_positions=128, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+        GPT2Config(
+            vocab_size=97,
+            n_embd=32,
+            n_layer=3,
+            n_head=4,
+            n_positions=128,
+            resid_pdrop=0,
+            embd_pdrop=0,
+            attn_pdrop=0,
+        )
     ),
 }
 
@@ -82,7 +93,7 @@ def test_packed_equals_plain_forward_and_gradient(family, temperature):
 @pytest.mark.parametrize(
     "unservable",
     [
-        lambda: Gemma2ForCausalLM(Gemma2Config(**(SMALL | {"head_dim": 8}))),
+        lambda: Gemma2ForCausalLM(Gemma2Config(**SMALL, head_dim=8)),
         lambda: MistralForCausalLM(MistralConfig(**SMALL, sliding_window=8)),
         lambda: GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=128)),
     ],
@@ -106,9 +117,9 @@ def test_what_packing_cannot_serve_falls_back_and_says_so(unservable, caplog):
 def test_the_head_in_chunks_equals_one_log_softmax(monkeypatch):
     monkeypatch.setattr("posttrain.train.logprobs.CHUNK", 3)
     torch.manual_seed(0)
-    h = torch.randn(8, 5, dtype=torch.float64, requires_grad=True)
-    w = torch.randn(11, 5, dtype=torch.float64, requires_grad=True)
-    b = torch.randn(11, dtype=torch.float64, requires_grad=True)
+    h = torch.randn(8, 5, dtype=torch.float32, requires_grad=True)
+    w = torch.randn(11, 5, dtype=torch.float32, requires_grad=True)
+    b = torch.randn(11, dtype=torch.float32, requires_grad=True)
     target = torch.randint(0, 11, (8,))
     grad = torch.randn(8)
     logp, entropy = head_logprobs(h, w, b, target, 0.5)
