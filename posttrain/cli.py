@@ -132,9 +132,11 @@ def _run(args: argparse.Namespace) -> None:
 
         print(dry_run(recipe))
     else:
-        from posttrain.pipeline import run
+        from posttrain.pipeline import run, summary
 
-        run(recipe, resume=args.resume)
+        folder = run(recipe, resume=args.resume)
+        if os.environ.get("RANK", "0") == "0":  # under `accelerate launch` every process comes by here
+            print(summary(folder))
 
 
 def _report(args: argparse.Namespace) -> None:

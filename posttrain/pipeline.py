@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from transformers.utils.logging import disable_progress_bar
 
 from posttrain import data, models
 from posttrain.evaluate.display import Display
@@ -49,10 +50,11 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
         PosttrainError: the folder holds another run, a model, a file or data that cannot be had.
         Stopped: Ctrl-C or SIGTERM; everything is saved and a resumed run goes on from there.
     """
+    disable_progress_bar()  # transformers' bars for loading and saving would tear the display
     folder = Path(recipe.output)
     past = _past(folder, recipe, resume)
     if past is not None and "after" in past:
-        log.warning("%s is finished; its report is %s", folder, folder / "report.html")
+        log.warning("%s is finished already", folder)
         return folder
     train_rows, heldout_rows = data.load(recipe.data)
     models.resolve(recipe.model.name)
@@ -235,6 +237,38 @@ class _Run:
         }
         if self.main:
             replace_text(self.folder / "result.json", json.dumps(self.result, indent=2))
+
+
+def summary(folder: Path) -> str:
+    """What a finished run came to, in a few lines for the terminal."""
+    result = json.loads((folder / "result.json").read_text())
+    lines = []
+    for kind, what in (
+        ("strict", "in the asked-for form"),
+        ("lenient", "last number anywhere"),
+        ("sampled", "sampled"),
+    ):
+        before, after = result["before"][kind], result["after"][kind]
+        if before and after:
+            lines.append(f"{kind:9} {_interval(before)} -> {_interval(after)}   ({what})")
+    for key, unit in (
+        ("length", "tokens a completion"),
+        ("steps_share", "of completions show a step that holds"),
+    ):
+        before, after = result["before"][key], result["after"][key]
+        form = ".0f" if key == "length" else ".0%"
+        lines.append(f"{key.split('_')[0]:9} {before:{form}} -> {after:{form}} {unit}")
+    lines.append(
+        f"{result['steps']} steps in {result['seconds'] / 60:.1f} minutes, {result['machine']['peak_gib']} GiB at most"
+    )
+    lines.append(f"report    {folder / 'report.html'}")
+    lines.append(f"model     {folder / 'model'}   (loads with AutoModelForCausalLM.from_pretrained)")
+    return "\n".join(lines)
+
+
+def _interval(value: dict[str, Any]) -> str:
+    low, high = value["ci95"]
+    return f"{value['accuracy']:.1%} [{low:.1%} to {high:.1%}]"
 
 
 def engine_for(policy: Policy, tokenizer: Any, dtype: torch.dtype) -> Engine:

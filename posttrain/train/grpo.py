@@ -253,9 +253,12 @@ class GRPO:
                 with nullcontext() if last else self.accelerator.no_sync(self.policy):
                     for name, value in self._backward(batch, ref, old).items():
                         sums[name] = sums.get(name, 0.0) + value
-            norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), train.max_grad_norm)
-            self.optimizer.step()
-            sums["grad_norm"] = float(norm)  # pyright: ignore[reportArgumentType]
+            norm = float(self.accelerator.clip_grad_norm_(self.policy.parameters(), train.max_grad_norm))  # pyright: ignore[reportArgumentType]
+            sums["grad_norm"] = norm
+            if math.isfinite(norm):
+                self.optimizer.step()
+            else:  # one NaN would poison every weight: leave this update out
+                sums["skipped"] = sums.get("skipped", 0.0) + 1
         self.optimizer.zero_grad()
         return sums | {"passes": train.inner}
 

@@ -74,6 +74,7 @@ def step_metrics(
         "kl": over_tokens("kl"),
         "loss": sum(u["loss"] for u in updates) / max([u["passes"] for u in updates], default=1),
         "grad_norm": max((u["grad_norm"] for u in updates), default=0.0),
+        "updates_skipped": int(max((u.get("skipped", 0.0) for u in updates), default=0.0)),
         "clip_fraction": over_tokens("clipped"),
         "mismatch": over_tokens("mismatch"),
         "tokens": sum(row["tokens"] for row in rows),

@@ -80,11 +80,11 @@ class Loop:
         )
         self.model = build(family)
         self.before = copy.deepcopy(self.model)
-        self.engine = NativeEngine(self.model, tokenizer, torch.float32)
-        self.engine.ends = torch.arange(1, 8)
         temperature = self.recipe.sampling.temperature
         policy = Policy(self.model, temperature)
         assert policy.packed
+        self.engine = NativeEngine(self.model, tokenizer, torch.float32)
+        self.engine.ends = torch.arange(1, 8)
         self.grpo = GRPO(
             self.recipe,
             accelerator=Accelerator(cpu=True, mixed_precision="no"),
