@@ -76,8 +76,8 @@ def _attention(
     if _layout is None:
         raise RuntimeError("a model on packed attention was called outside attending(layout)")
     scale: float = query.shape[-1] ** -0.5 if scaling is None else scaling
-    # Under autocast the rotary embedding leaves queries and keys in float32: gather and multiply them in the type
-    # of the values, which come straight from a linear layer.
+    # Under autocast the rotary embedding leaves queries and keys in float32: gather and multiply them in the
+    # type of the values, which come straight from a linear layer.
     query, key = query.to(value.dtype), key.to(value.dtype)
     return _layout.attend(module.layer_idx, query, key, value, scale), None
 

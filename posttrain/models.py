@@ -9,13 +9,14 @@ import difflib
 import importlib.util
 import logging
 import os
-import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from huggingface_hub import HfApi, try_to_load_from_cache
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -40,6 +41,7 @@ ALIASES = {
     ),
 }
 HUB_SECONDS = 5.0  # for the one question whether the Hub has a model
+MAKING_SECONDS = 600.0  # to wait for another process that is converting the model we want
 
 
 def cache_folder() -> Path:
@@ -60,27 +62,23 @@ def resolve(name: str) -> str:
         PosttrainError: it is no alias, no folder with a config.json, and not on the Hub or in its cache.
     """
     if name == "tiny":
-        return str(_tiny())
+        return _made_once(cache_folder() / "tiny-1", _make_tiny)
     if name in ALIASES:
         hub_id, package, file = ALIASES[name]
         converted = cache_folder() / name
-        if not (converted / "config.json").is_file():
-            if _hub_trouble(hub_id) is None:
-                return hub_id
-            _convert_gguf(name, package, file, converted)
-        return str(converted)
-    if Path(name).is_dir():
+        if not (converted / "config.json").is_file() and _hub_trouble(hub_id) is None:
+            return hub_id
+        return _made_once(converted, lambda folder: _convert_gguf(name, package, file, folder))
+    if os.path.isdir(name):  # Path's raises for a name that is too long to be one
         if not (Path(name) / "config.json").is_file():
             raise PosttrainError(
                 f"model folder {name!r} holds no config.json; is it a Hugging Face checkpoint?"
             )
         return name
     aliases = [*ALIASES, "tiny"]
-    trouble = "that is no Hub id either"
-    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        trouble = _hub_trouble(name)
-        if trouble is None:
-            return name
+    trouble = _hub_trouble(name)
+    if trouble is None:
+        return name
     near = difflib.get_close_matches(name, aliases, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise PosttrainError(
@@ -155,15 +153,46 @@ def _hub_trouble(hub_id: str) -> str | None:
 
     One request with a short deadline: `from_pretrained` would retry for half a minute without a network.
     """
-    if isinstance(try_to_load_from_cache(hub_id, "config.json"), str):
-        return None
     try:
+        if isinstance(try_to_load_from_cache(hub_id, "config.json"), str):
+            return None
         HfApi().model_info(hub_id, timeout=HUB_SECONDS)
+    except HFValidationError:
+        return "that is no Hub id either"
     except (GatedRepoError, RepositoryNotFoundError):
         return "the Hub has no such model, or not for you (`hf auth login` if it is gated or private)"
     except Exception as error:  # the HTTP library underneath has changed its classes before
         return f"the Hub cannot be reached ({type(error).__name__}) and its local cache has no such model"
     return None
+
+
+def _made_once(folder: Path, make: Callable[[Path], None]) -> str:
+    """A folder of the cache, made by whichever process comes first.
+
+    Raises:
+        PosttrainError: the cache cannot be written, or the other process does not get done.
+    """
+    if (folder / "config.json").is_file():
+        return str(folder)
+    lock = FileLock(f"{folder}.lock", timeout=MAKING_SECONDS)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise PosttrainError(
+            f"another process has been making {folder} for {MAKING_SECONDS / 60:.0f} minutes; "
+            f"end it, or delete {lock.lock_file}"
+        ) from None
+    except OSError as error:
+        raise PosttrainError(
+            f"cannot write {folder.parent}: {error.strerror}; set POSTTRAIN_HOME to a folder that can be"
+        ) from None
+    try:
+        if not (folder / "config.json").is_file():
+            make(folder)
+    finally:
+        lock.release()
+    return str(folder)
 
 
 def _convert_gguf(alias: str, package: str, file: str, folder: Path) -> None:
@@ -188,11 +217,8 @@ def _convert_gguf(alias: str, package: str, file: str, folder: Path) -> None:
     save(model, tokenizer, folder)
 
 
-def _tiny() -> Path:
+def _make_tiny(folder: Path) -> None:
     """A two-layer Llama with a character tokenizer, made from a fixed seed: for tests, it knows nothing."""
-    folder = cache_folder() / "tiny-1"
-    if (folder / "config.json").is_file():
-        return folder
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     specials = ["<unk>", "<|end|>", "<|user|>", "<|assistant|>"]
@@ -229,4 +255,3 @@ def _tiny() -> Path:
         torch.manual_seed(0)
         model = LlamaForCausalLM(config)
     save(model, tokenizer, folder)
-    return folder

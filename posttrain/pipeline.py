@@ -25,7 +25,7 @@ from posttrain.evaluate.display import Display
 from posttrain.evaluate.harness import evaluate, judge_specs
 from posttrain.evaluate.report import write_report
 from posttrain.files import append, replace_text
-from posttrain.memory import give_back, peak_gib
+from posttrain.memory import peak_gib, settle
 from posttrain.recipe import Recipe, dump_recipe, load_recipe
 from posttrain.rewards import Rewards, RewardSpec
 from posttrain.rollout.engine import Engine
@@ -50,6 +50,7 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
         PosttrainError: the folder holds another run, a model, a file or data that cannot be had.
         Stopped: Ctrl-C or SIGTERM; everything is saved and a resumed run goes on from there.
     """
+    settle()
     disable_progress_bar()  # transformers' bars for loading and saving would tear the display
     folder = Path(recipe.output)
     past = _past(folder, recipe, resume)
@@ -258,9 +259,8 @@ def summary(folder: Path) -> str:
         before, after = result["before"][key], result["after"][key]
         form = ".0f" if key == "length" else ".0%"
         lines.append(f"{key.split('_')[0]:9} {before:{form}} -> {after:{form}} {unit}")
-    lines.append(
-        f"{result['steps']} steps in {result['seconds'] / 60:.1f} minutes, {result['machine']['peak_gib']} GiB at most"
-    )
+    minutes, memory = result["seconds"] / 60, result["machine"]["peak_gib"]
+    lines.append(f"{result['steps']} steps in {minutes:.1f} minutes, {memory} GiB at most")
     lines.append(f"report    {folder / 'report.html'}")
     lines.append(f"model     {folder / 'model'}   (loads with AutoModelForCausalLM.from_pretrained)")
     return "\n".join(lines)

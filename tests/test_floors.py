@@ -152,8 +152,9 @@ def test_light_modules_import_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
 
 
-# Imported by us, declared by another: transformers pins tokenizers and huggingface_hub and brings packaging.
-BORROWED = {"tokenizers", "huggingface_hub", "packaging"}
+# Imported by us, declared by another: transformers pins tokenizers and huggingface_hub and brings packaging;
+# huggingface_hub brings filelock.
+BORROWED = {"tokenizers", "huggingface_hub", "packaging", "filelock"}
 IMPORT_NAMES = {"pyyaml": "yaml", "math-verify": "math_verify", "reasoning-gym": "reasoning_gym"}
 
 

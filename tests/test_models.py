@@ -12,6 +12,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from filelock import FileLock
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -151,6 +152,27 @@ def test_two_processes_that_need_tiny_at_once_both_get_it(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["tiny-1"]
 
 
+def test_a_model_that_another_process_is_making_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POSTTRAIN_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(models, "MAKING_SECONDS", 0.1)
+    (tmp_path / "cache").mkdir()
+    with (
+        FileLock(tmp_path / "cache" / "tiny-1.lock"),
+        pytest.raises(PosttrainError, match=r"another process .* delete .*tiny-1\.lock"),
+    ):
+        models.resolve("tiny")
+    assert Path(models.resolve("tiny")).is_dir()
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("POSTTRAIN_HOME", str(tmp_path / "file" / "cache"))
+    with pytest.raises(PosttrainError, match=r"cannot write .*; set POSTTRAIN_HOME"):
+        models.resolve("tiny")
+
+
 def test_tiny_reads_and_writes_characters(home: Path) -> None:
     model, tokenizer = models.load("tiny")
     ids = models.encode(tokenizer, "What is 2+2?\n")
@@ -241,7 +263,7 @@ def test_everything_that_ends_a_completion(
     model = build()
     model.generation_config = GenerationConfig(eos_token_id=configured)
     assert models.end_tokens(model, tokenizer) == expected
-    model.generation_config = None
+    model.generation_config = None  # pyright: ignore[reportAttributeAccessIssue]
     assert models.end_tokens(model, tokenizer) == [1]
 
 
@@ -293,5 +315,5 @@ def test_the_packaged_model_is_converted_once(
     assert model.generation_config.eos_token_id == tokenizer.convert_tokens_to_ids("<|im_end|>")
     ids = models.encode(tokenizer, [{"role": "user", "content": "What is the capital of France?"}])
     with torch.no_grad():
-        out = model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)
+        out = model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)  # pyright: ignore[reportAttributeAccessIssue]
     assert "Paris" in tokenizer.decode(out[0, len(ids) :])

@@ -104,8 +104,11 @@ def head_logprobs(
 
 
 class _Head(torch.autograd.Function):
-    """The temperature is folded into the hidden states, so the logits are never divided. Products run on CHUNK
-    rows; what is done to their results element by element, on BLOCK rows, which stay in the processor's cache."""
+    """The temperature is folded into the hidden states, so the logits are never divided.
+
+    Products run on CHUNK rows; what is done to their results, element by element, runs on BLOCK rows, which
+    stay in the processor's cache.
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden, weight, bias, target, temperature, dtype):
@@ -174,6 +177,8 @@ def _serves_packed(model: PreTrainedModel) -> tuple[bool, str]:
         TrainGroup(ids[30:34], [TrainRow(ids[3:5], [0.0] * 2, 0.0, 0.0)]),
     ]
     training, before = model.training, model.config._attn_implementation or "eager"
+    if before == attention.NAME:  # switched, and so checked, before
+        return True, ""
     model.eval()
     batch = pack(groups, model.device)
     try:

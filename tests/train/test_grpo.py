@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from posttrain.recipe import Recipe, load_recipe
 from posttrain.rollout.native import NativeEngine
-from posttrain.train.grpo import GRPO, State, schedule
+from posttrain.train.grpo import GRPO, State, Watch, schedule
 from posttrain.train.logprobs import Policy
 from posttrain.types import Completion, Group, Prompt, Score
 
@@ -62,7 +62,7 @@ class Loop:
         rule: Rule,
         *overrides: str,
         state: State | None = None,
-        watch: Callable[[str, int, int], None] = lambda *_: None,
+        watch: Watch = lambda phase, done, total: None,
         reference: PreTrainedModel | None = None,
         family: str = "llama",
     ):
@@ -343,7 +343,7 @@ def test_more_prompts_are_drawn_until_enough_carry_signal(
     build: Build, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     rule = loud("p0", "p1", "p2")
-    loop = Loop(build, tokenizer, rule, "train.prompts=2", "train.rounds=20")
+    loop = Loop(build, tokenizer, rule, "train.prompts=2", "train.rounds=20", "train.learning_rate=1e-3")
     for _ in range(4):
         before = loop.grpo.state.cursor
         metrics, groups = loop.grpo.step()
@@ -399,7 +399,7 @@ def test_interrupted_anywhere_a_step_can_be_made_again(
         pass
 
     calls: list[str] = []
-    expected = Loop(build, tokenizer, even_share, watch=lambda phase, *_: calls.append(phase))
+    expected = Loop(build, tokenizer, even_share, watch=lambda phase, done, total: calls.append(phase))
     _, groups = expected.grpo.step()
     assert set(calls) == {"generating", "scoring", "learning"} and calls.count("learning") > 2
     for stop in {0, calls.index("scoring"), calls.index("learning"), len(calls) - 1}:
