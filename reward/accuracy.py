@@ -2,16 +2,20 @@
 
 `form` says how the answer has to be given: the_answer_is (a last line "The answer is: N"), boxed
 (\\boxed{N}), answer_tag (<answer>N</answer>), hashes (a last line "#### N") or last_number (the last
-number anywhere).
+number anywhere). `loose` is paid where the last number anywhere is right but the form is not: a model
+that does not know the form yet is told all the same when it is right.
 """
 
 from posttrain.verify import Form, text_of, verify
 
 
-def accuracy(completions, answer, form: Form = "the_answer_is", **columns):
+def accuracy(completions, answer, form: Form = "the_answer_is", loose: float = 0.0, **columns):
     def judge(completion, gold):
         if gold is None:
             return None
-        return 1.0 if verify(text_of(completion), gold, form).correct else 0.0
+        text = text_of(completion)
+        if verify(text, gold, form).correct:
+            return 1.0
+        return loose if loose and verify(text, gold, "last_number").correct else 0.0
 
     return [judge(completion, gold) for completion, gold in zip(completions, answer, strict=True)]

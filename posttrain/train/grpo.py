@@ -93,6 +93,7 @@ class GRPO:
         self.sampling = Sampling(**recipe.sampling.model_dump(exclude={"completions"}))
         self.kind: AdvantageKind = recipe.train.advantage or default_kind(recipe.train.loss)
         self.clip = clip_bounds(recipe.train.loss, recipe.train.clip_low, recipe.train.clip_high)
+        self._order: tuple[int, list[int]] = -1, []  # the permutation of the epoch asked for last
 
     def step(self) -> tuple[dict[str, Any], list[Group]]:
         """One step of the algorithm; -> its metrics (of all processes) and this process's groups."""
@@ -179,9 +180,11 @@ class GRPO:
     def _prompt(self, index: int) -> Prompt:
         """The prompt at a place of the endless global order: every epoch its own seeded permutation."""
         epoch, place = divmod(index, len(self.prompts))
-        order = list(range(len(self.prompts)))
-        random.Random(f"{self.recipe.seed}/epoch/{epoch}").shuffle(order)
-        return self.prompts[order[place]]
+        if epoch != self._order[0]:
+            order = list(range(len(self.prompts)))
+            random.Random(f"{self.recipe.seed}/epoch/{epoch}").shuffle(order)
+            self._order = epoch, order
+        return self.prompts[self._order[1][place]]
 
     # -- what is learnt from ---------------------------------------------------------------------------------
 

@@ -49,3 +49,9 @@ def test_messages_and_whole_solutions(reward):
     said = [{"role": "assistant", "content": "20 ÷ 2 = 10\n答案:\nThe answer is: 10 元"}]
     assert reward([said], answer=["20 / 2 = <<20/2=10>>10\n#### 10"], prompts=["?"]) == [1.0]
     assert reward([said], answer=[10]) == [1.0]
+
+
+def test_loose_pays_for_a_right_answer_in_another_form(reward):
+    completions = ["The answer is: 12", "So she has 12.", "So she has 13.", "I do not know"]
+    assert reward(completions, answer=["12"] * 4, loose=0.5) == [1.0, 0.5, 0.0, 0.0]
+    assert reward(completions, answer=["12"] * 4) == [1.0, 0.0, 0.0, 0.0]
