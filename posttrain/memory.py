@@ -19,8 +19,8 @@ def peak_gib() -> float:
 def settle() -> None:
     """Have glibc take every block of LARGE bytes or more from the system and return it when it is freed.
 
-    By default it raises that bound to 32 MiB as it goes; the logits, and the gradient of an embedding, then come
-    to lie between small blocks and leave holes that nothing else fits.
+    By default it raises that bound to 32 MiB as it goes; the logits, and the gradient of an embedding, then
+    come to lie between small blocks and leave holes that nothing else fits.
     """
     if sys.platform == "linux":
         set_option = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -184,8 +184,13 @@ class _Run:
 
     def _record(self, metrics: dict[str, Any], groups: list[Group]) -> None:
         step, every = metrics["step"], self.recipe.evaluate.every
-        if every and step % every == 0 and step < self.recipe.train.steps:
-            metrics["heldout"] = self._evaluate(step, None, 0)
+        try:
+            if every and step % every == 0 and step < self.recipe.train.steps:
+                metrics["heldout"] = self._evaluate(step, None, 0)
+        finally:  # stopped in the evaluation, the step is saved: its record must not be missing
+            self._write(step, metrics, groups)
+
+    def _write(self, step: int, metrics: dict[str, Any], groups: list[Group]) -> None:
         if not self.main:
             return
         append(self.folder / "metrics.jsonl", [metrics])

@@ -31,7 +31,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
         noted.append(("dry_run", recipe))
         return "what would run"
 
-    monkeypatch.setitem(sys.modules, "posttrain.pipeline", SimpleNamespace(run=run))
+    monkeypatch.setitem(sys.modules, "posttrain.pipeline", SimpleNamespace(run=run, summary=str))
     monkeypatch.setitem(sys.modules, "posttrain.estimate", SimpleNamespace(dry_run=dry_run))
     return noted
 
@@ -189,7 +189,7 @@ def test_errors_of_the_pipeline(
         def run(recipe: Recipe, resume: bool) -> None:
             raise error
 
-        monkeypatch.setitem(sys.modules, "posttrain.pipeline", SimpleNamespace(run=run))
+        monkeypatch.setitem(sys.modules, "posttrain.pipeline", SimpleNamespace(run=run, summary=str))
 
     fail(PosttrainError("one\ntwo"))
     assert cli.main(["run", "tiny/tiny"]) == 2
@@ -208,7 +208,7 @@ def test_ctrl_c_in_a_real_process(tmp_path: Path) -> None:
     code = (
         "import sys, time, types; from posttrain import cli\n"
         "def run(recipe, resume): print('ready', flush=True); time.sleep(60)\n"
-        "sys.modules['posttrain.pipeline'] = types.SimpleNamespace(run=run)\n"
+        "sys.modules['posttrain.pipeline'] = types.SimpleNamespace(run=run, summary=str)\n"
         "sys.exit(cli.main(['run', 'tiny/tiny']))\n"
     )
     child = subprocess.Popen(

@@ -1,0 +1,97 @@
+"""--dry-run: what a run will take, without a weight loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig, GPT2Config, LlamaForCausalLM
+
+from posttrain import models
+from posttrain.estimate import dry_run, estimate
+from posttrain.recipe import Recipe, load_recipe
+from posttrain.types import PosttrainError
+
+pytestmark = pytest.mark.usefixtures("home")
+
+SMOLLM2 = 134_515_008
+
+
+def tiny(*overrides: str) -> Recipe:
+    return load_recipe("tiny/tiny", ["model.compute=float32", *overrides])
+
+
+def smollm2_like(*overrides: str) -> dict[str, float]:
+    config = AutoConfig.for_model(
+        "llama",
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        vocab_size=49152,
+    )
+    return estimate(tiny(*overrides), SMOLLM2, config)
+
+
+def test_it_says_what_would_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models.resolve("tiny")  # the model of the tests is made by its first use, not by a download
+
+    def loaded(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", loaded)
+    monkeypatch.setattr(models, "load", loaded)
+    recipe = tiny(f"output={tmp_path / 'run'}", "train.inner=2", "data.train.size=50")
+    text = dry_run(recipe)
+    assert "tiny: 0.1 M parameters" in text
+    assert "50 to train on, 8 held out" in text or "49 to train on, 8 held out" in text
+    assert "2 prompts x 4 completions = 8 rollouts, at most 128 tokens; up to 3 rounds" in text
+    assert "3 steps, 6 updates" in text
+    assert "GiB (interpreter" in text
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "again.yaml").write_text(text)
+    assert load_recipe(str(tmp_path / "again.yaml")) == recipe, "what is printed is a recipe, with remarks"
+    assert "rounds of dynamic sampling" not in dry_run(tiny("train.rounds=1"))
+
+
+def test_an_unknown_model_is_refused_there_too() -> None:
+    with pytest.raises(PosttrainError, match="did you mean 'tiny'"):
+        dry_run(tiny("model.name=tinny"))
+
+
+def test_the_parts_are_what_they_are_named() -> None:
+    parts = smollm2_like()
+    gib = 2**30
+    assert parts["weights"] == parts["gradients"] == pytest.approx(4 * SMOLLM2 / gib)
+    assert parts["optimizer"] == pytest.approx(8 * SMOLLM2 / gib)
+    assert "engine's copy" not in parts and "reference" not in parts
+    assert parts["cache"] == pytest.approx(2 * 30 * 3 * 64 * 4 * 128 * (16 + 128) / gib)
+    low = smollm2_like("model.compute=bfloat16")
+    assert low["engine's copy"] == pytest.approx(2 * SMOLLM2 / gib)
+    assert low["activations"] == pytest.approx(parts["activations"] / 2)
+    assert low["cache"] == pytest.approx(parts["cache"] / 2)
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("train.tokens=8192", "activations"),
+        ("sampling.max_tokens=500", "cache"),
+        ("train.beta=0.1", "reference"),
+    ],
+)
+def test_what_takes_more_is_told(override: str, part: str) -> None:
+    more, less = smollm2_like(override), smollm2_like()
+    assert more[part] > less.get(part, 0.0)
+    assert {name: size for name, size in more.items() if name != part} == {
+        name: size for name, size in less.items() if name != part
+    }
+
+
+def test_other_shapes_of_config() -> None:
+    """GPT-2 names its sizes differently and has no feed-forward width."""
+    parts = estimate(tiny(), 124_000_000, GPT2Config())
+    assert all(size > 0 for size in parts.values())
+    assert parts["cache"] == pytest.approx(2 * 12 * 768 * 4 * 128 * 144 / 2**30)
