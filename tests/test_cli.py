@@ -206,7 +206,9 @@ def test_errors_of_the_pipeline(
 
 def test_ctrl_c_in_a_real_process(tmp_path: Path) -> None:
     code = (
-        "import sys, time, types; from posttrain import cli\n"
+        "import signal, sys, time, types; from posttrain import cli\n"
+        # A shell starts its background jobs, and so these tests perhaps, with SIGINT ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def run(recipe, resume): print('ready', flush=True); time.sleep(60)\n"
         "sys.modules['posttrain.pipeline'] = types.SimpleNamespace(run=run, summary=str)\n"
         "sys.exit(cli.main(['run', 'tiny/tiny']))\n"
