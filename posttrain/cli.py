@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         rest = [text for text in rest if text.startswith("-")]
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    first = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
+    logging.basicConfig(format="%(message)s", level=logging.WARNING if first else logging.ERROR)
     try:
         args.act(args)
         sys.stdout.flush()

@@ -6,6 +6,7 @@ result.json, report.html.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
@@ -57,6 +58,9 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
     if past is not None and "after" in past:
         log.warning("%s is finished already", folder)
         return folder
+    for tracker in recipe.trackers:  # accelerate passes over one that is missing without a word
+        if importlib.util.find_spec(tracker) is None:
+            raise PosttrainError(f"trackers: {tracker} is not installed; run: pip install {tracker}")
     train_rows, heldout_rows = data.load(recipe.data)
     models.resolve(recipe.model.name)
     with ExitStack() as stack:
@@ -96,6 +100,12 @@ class _Run:
             log_with=list(recipe.trackers) or None,
             project_dir=folder if recipe.trackers else None,
         )
+        # With these set, and no RANK, accelerate was told to start several processes.
+        told = {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= os.environ.keys() and "RANK" not in os.environ
+        if told and self.accelerator.num_processes == 1:
+            log.warning(
+                "accelerate launch started a single process; without GPUs, --multi_gpu starts several"
+            )
         self.main = self.accelerator.is_main_process
         if self.main:
             folder.mkdir(parents=True, exist_ok=True)

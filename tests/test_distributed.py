@@ -14,6 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from posttrain.pipeline import run
+from posttrain.recipe import load_recipe
+
 REWARD = """
 def even(completions, **columns):
     texts = [c[0]["content"] for c in completions]
@@ -40,16 +43,8 @@ CASES = {
 }
 
 
-def launch(start: list[str], folder: Path, overrides: list[str]) -> None:
-    args = ["run", "tiny/tiny", f"output={folder}", "model.compute=float32", "evaluate.samples=0", *overrides]
-    done = subprocess.run(
-        [sys.executable, "-m", *start, *args],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+def settings(folder: Path, overrides: list[str]) -> list[str]:
+    return [f"output={folder}", "model.compute=float32", "evaluate.samples=0", *overrides]
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -64,15 +59,24 @@ def free_port() -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_train_what_one_does(case: str, tmp_path: Path, home: Path) -> None:
+def test_two_processes_train_what_one_does(case: str, tmp_path: Path, home: Path, one_process: None) -> None:
     (tmp_path / "mine.py").write_text(REWARD)
     overrides = [text.replace("%s", str(tmp_path / "mine.py")) for text in CASES[case]]
-    launch(["posttrain"], tmp_path / "one", overrides)
+    run(load_recipe("tiny/tiny", settings(tmp_path / "one", overrides)))
     # On a machine without GPUs, `accelerate launch --cpu` starts a single process unless MPI starts them;
     # --multi_gpu stands for "several processes on this machine", and they find that there is no GPU.
     several = ["--multi_gpu", "--num_processes", "2", "--main_process_port", str(free_port())]
-    accelerate = ["accelerate.commands.launch", *several, "-m", "posttrain"]
-    launch(accelerate, tmp_path / "two", overrides)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "accelerate.commands.launch", *several),
+            *("-m", "posttrain", "run", "tiny/tiny", *settings(tmp_path / "two", overrides)),
+        ],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
 
     one, two = records(tmp_path / "one"), records(tmp_path / "two")
     assert [record["step"] for record in one] == [record["step"] for record in two]

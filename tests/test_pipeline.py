@@ -192,6 +192,18 @@ def test_tensorboard_receives_the_numbers(tmp_path: Path) -> None:
     assert list(folder.rglob("events.out.tfevents.*"))
 
 
+def test_several_processes_that_were_not_started_are_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`accelerate launch --num_processes 2` starts one on a machine without GPUs, and says nothing."""
+    run(tiny(tmp_path / "alone", "train.steps=0", "evaluate.samples=0"))
+    assert "--multi_gpu" not in caplog.text
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    run(tiny(tmp_path / "run", "train.steps=0", "evaluate.samples=0"))
+    assert "started a single process; without GPUs, --multi_gpu starts several" in caplog.text
+
+
 # -- refusals ----------------------------------------------------------------------------------------------
 
 
@@ -234,6 +246,7 @@ def test_resume_where_there_is_nothing_starts(tmp_path: Path) -> None:
         ("data.train.source=reasoning_gym:chain_sums", "did you mean chain_sum"),
         ("data.prompt={qestion}", "did you mean 'question'"),
         ("rewards.0.use=acuracy", "accuracy"),
+        ("trackers=[wandb]", "pip install wandb"),
     ],
 )
 def test_what_the_user_can_put_right_is_said_before_a_weight_is_loaded(
@@ -246,6 +259,8 @@ def test_what_the_user_can_put_right_is_said_before_a_weight_is_loaded(
     def loaded(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("weights were loaded")
 
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else find(name))
     monkeypatch.setattr(models, "load", loaded)
     folder = tmp_path / "run"
     drop = (
