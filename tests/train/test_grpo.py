@@ -347,7 +347,7 @@ def test_more_prompts_are_drawn_until_enough_carry_signal(
     for _ in range(4):
         before = loop.grpo.state.cursor
         metrics, groups = loop.grpo.step()
-        assert metrics["signal"] >= 2
+        assert metrics["signal"] >= 2 and metrics["rounds"] < 20
         assert metrics["groups"] == len(groups) == loop.grpo.state.cursor - before
         assert (metrics["rounds"] == 1) == (metrics["groups"] == 2)
         # Enough is enough: all but the last round's groups did not suffice.
