@@ -36,8 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rest = [text for text in rest if text.startswith("-")]
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    first = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
-    logging.basicConfig(format="%(message)s", level=logging.WARNING if first else logging.ERROR)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING if _speaks() else logging.ERROR)
     try:
         args.act(args)
         sys.stdout.flush()
@@ -54,6 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `posttrain ls | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _speaks() -> bool:
+    """Of the processes that `accelerate launch` starts, one talks to the user."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -136,7 +140,7 @@ def _run(args: argparse.Namespace) -> None:
         from posttrain.pipeline import run, summary
 
         folder = run(recipe, resume=args.resume)
-        if os.environ.get("RANK", "0") == "0":  # under `accelerate launch` every process comes by here
+        if _speaks():
             print(summary(folder))
 
 

@@ -5,6 +5,7 @@ A name is an alias (`smollm2-135m`), `tiny` (a from-scratch model for tests), a 
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib.util
 import logging
@@ -101,6 +102,14 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> li
     configured = model.generation_config.eos_token_id if model.generation_config else None
     ids = [tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])]
     return sorted({i for i in ids if isinstance(i, int)})
+
+
+def frozen_copy(policy: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The policy in another type, without gradients; the policy itself where it has that type already."""
+    if policy.dtype == dtype:
+        return policy
+    copied: Any = copy.deepcopy(policy)
+    return copied.to(dtype).requires_grad_(False)
 
 
 def size(name: str) -> tuple[int, Any]:

@@ -6,7 +6,6 @@ type is the policy's own, it runs the policy itself and `sync` has nothing to do
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from posttrain import attention
 from posttrain.attention import DecodeLayout, KVCache, PackedLayout, attending
-from posttrain.models import end_tokens
+from posttrain.models import end_tokens, frozen_copy
 from posttrain.rollout.engine import Progress
 from posttrain.rollout.prepack import available, prepack
 from posttrain.rollout.sampling import draw
@@ -37,10 +36,7 @@ class NativeEngine:
         self.tokenizer = tokenizer
         self.ends = torch.tensor(end_tokens(policy, tokenizer), device=policy.device)
         self.rows = rows
-        self.model: PreTrainedModel = policy
-        if policy.dtype != dtype:
-            self.model = copy.deepcopy(policy).to(dtype)  # pyright: ignore[reportArgumentType]
-        self.model.requires_grad_(self.model is policy)
+        self.model = frozen_copy(policy, dtype)
         attention.use(self.model)
         self.prepacked = prepack(self.model) if self.model is not policy and available(self.model) else {}
         text = self.model.config.get_text_config()

@@ -5,14 +5,13 @@ Slow and simple; it exists so that such a model trains at all.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from posttrain.models import end_tokens
+from posttrain.models import end_tokens, frozen_copy
 from posttrain.rollout.engine import Progress
 from posttrain.types import Completion, Sampling
 
@@ -21,10 +20,7 @@ class PlainEngine:
     def __init__(self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype):
         self.tokenizer = tokenizer
         self.ends = end_tokens(policy, tokenizer)
-        self.model: PreTrainedModel = policy
-        if policy.dtype != dtype:
-            self.model = copy.deepcopy(policy).to(dtype)  # pyright: ignore[reportArgumentType]
-        self.model.requires_grad_(self.model is policy)
+        self.model = frozen_copy(policy, dtype)
 
     @torch.no_grad()
     def sync(self, policy: PreTrainedModel) -> None:
