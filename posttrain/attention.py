@@ -87,10 +87,22 @@ AttentionInterface.register(NAME, _attention)
 
 @dataclass
 class KVCache:
-    """Keys and values of every layer, [B, Hkv, L, D], allocated once at full length."""
+    """Keys and values of every layer, [B, Hkv, L, D]. All L columns take part in a product: columns not
+    written yet are zero, and hidden by the layout's bias."""
 
     keys: list[Tensor]
     values: list[Tensor]
+
+    @property
+    def length(self) -> int:
+        return self.keys[0].shape[2]
+
+    def grow(self, columns: int) -> None:
+        """Add columns of zeros, layer by layer. A batched product over part of the columns would copy that
+        part every time (oneDNN wants them dense); this copies once for many."""
+        for tensors in (self.keys, self.values):
+            for i, old in enumerate(tensors):
+                tensors[i] = F.pad(old, (0, 0, 0, columns))
 
 
 @dataclass
@@ -197,7 +209,7 @@ def grouped_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, s
     Hkv, L = key.shape[1], key.shape[2]
     stacked = query.reshape(N, Hkv, (Hq // Hkv) * Q, D)
     scores = torch.matmul(stacked * scaling, key.transpose(2, 3)).view(N, Hkv, Hq // Hkv, Q, L)
-    scores = scores + bias[:, :, None]
+    scores += bias[:, :, None]
     weights = scores.float().softmax(-1).to(query.dtype)
     return torch.matmul(weights.view(N, Hkv, -1, L), value).view(N, Hq, Q, D)
 
@@ -205,7 +217,7 @@ def grouped_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, s
 @dataclass
 class DecodeLayout:
     """B rows that each add one token at column `at` of the cache. bias: [B, L], 0 where a row may look, else
-    the lowest number (the padding between a short prompt and the first generated column)."""
+    the lowest number (the padding after a short prompt, and the columns after `at`)."""
 
     cache: KVCache
     bias: Tensor
@@ -215,10 +227,9 @@ class DecodeLayout:
         keys, values = self.cache.keys[layer], self.cache.values[layer]
         keys[:, :, self.at] = key[:, :, 0]
         values[:, :, self.at] = value[:, :, 0]
-        end = self.at + 1
         B, Hq, _, D = query.shape
         Hkv = keys.shape[1]
-        scores = torch.matmul(query.reshape(B, Hkv, Hq // Hkv, D) * scaling, keys[:, :, :end].transpose(2, 3))
-        scores += self.bias[:, None, None, :end]
+        scores = torch.matmul(query.reshape(B, Hkv, Hq // Hkv, D) * scaling, keys.transpose(2, 3))
+        scores += self.bias[:, None, None]
         weights = scores.float().softmax(-1).to(query.dtype)
-        return torch.matmul(weights, values[:, :, :end]).view(B, 1, Hq, D)
+        return torch.matmul(weights, values).view(B, 1, Hq, D)

@@ -5,12 +5,12 @@ import sys
 import pytest
 import torch
 
-from posttrain.memory import give_back, peak_gib, settle
+from posttrain import memory
+from posttrain.memory import Keeper, give_back, peak_gib, resident, settle
 
 
 def resident_mib() -> float:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4096 / 2**20
+    return resident() / 2**20
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -24,3 +24,20 @@ def test_freed_tensors_leave_the_process():
     give_back()
     assert resident_mib() < before + 60
     assert peak_gib() > 0.4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_freed_memory_is_kept_for_the_next_step_until_it_piles_up():
+    settle()
+    keep = Keeper()
+    keep()
+    before = resident_mib()
+    some = [torch.ones(2**18) for _ in range(16)]
+    del some
+    keep()
+    assert resident_mib() > before + 12  # kept: little beside the rest of the process
+    many = [torch.ones(2**18) for _ in range(int(before * memory.PILED))]
+    del many
+    assert resident_mib() > before * memory.PILED
+    keep()
+    assert resident_mib() < before + 60

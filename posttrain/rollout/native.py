@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -21,6 +22,7 @@ from posttrain.rollout.prepack import available, prepack
 from posttrain.rollout.sampling import draw
 from posttrain.types import Completion, Sampling
 
+GROW = 32  # columns by which the cache grows
 KEEP = 0.8  # finished rows are dropped from the batch once fewer than this share of it is alive
 
 
@@ -88,12 +90,12 @@ class NativeEngine:
         B = len(prompts) * n
         lengths = torch.tensor([len(p) for p in prompts], device=device)
         uniform = torch.stack([_uniform(seed, n, R) for seed in seeds]).view(B, R).to(device)
-        hidden, cache = self._prefill(prompts, n, R)
+        hidden, cache = self._prefill(prompts, n)
         P = int(lengths.max())
         positions = lengths.repeat_interleave(n)
-        visible = torch.arange(P + R, device=device)
-        bias = torch.zeros(B, P + R, dtype=hidden.dtype, device=device)
-        bias.masked_fill_((visible >= positions[:, None]) & (visible < P), torch.finfo(hidden.dtype).min)
+        hide = torch.finfo(hidden.dtype).min
+        bias = torch.zeros(B, P, dtype=hidden.dtype, device=device)
+        bias.masked_fill_(torch.arange(P, device=device) >= positions[:, None], hide)
 
         tokens = torch.zeros(B, R, dtype=torch.long, device=device)
         logprobs = torch.zeros(B, R, device=device)
@@ -119,6 +121,11 @@ class NativeEngine:
             elif report is not None:
                 report(int(ended.sum()))
             if t + 1 < R:
+                if P + t == cache.length:
+                    more = min(GROW, R - 1 - t)
+                    cache.grow(more)
+                    bias = F.pad(bias, (0, more), value=hide)
+                bias[:, P + t] = 0
                 hidden = self._forward(token[:, None], positions[:, None], DecodeLayout(cache, bias, P + t))[
                     :, 0
                 ]
@@ -127,7 +134,7 @@ class NativeEngine:
             report(B)
         return self._collect(tokens, logprobs, taken, ended, n)
 
-    def _prefill(self, prompts: Sequence[list[int]], n: int, R: int) -> tuple[Tensor, KVCache]:
+    def _prefill(self, prompts: Sequence[list[int]], n: int) -> tuple[Tensor, KVCache]:
         """Run every prompt once, packed; return the last hidden state [B, H] and the cache for its n rows."""
         device = self.model.device
         lengths = [len(p) for p in prompts]
@@ -138,12 +145,10 @@ class NativeEngine:
         positions = torch.cat([torch.arange(k, device=device) for k in lengths])[None]
         hidden = self._forward(tokens, positions, layout)[0]
         last = torch.tensor(lengths, device=device).cumsum(0) - 1
-        cache = self._cache(S * n, P + R)
-        for once, wide in ((layout.capture.keys, cache.keys), (layout.capture.values, cache.values)):
-            for i in range(self.layers):
-                wide[i][:, :, :P] = once[i].repeat_interleave(n, 0)
-                once[i] = once[i][:0]  # freed layer by layer
-        return hidden[last].repeat_interleave(n, 0), cache
+        for tensors in (layout.capture.keys, layout.capture.values):
+            for i, once in enumerate(tensors):
+                tensors[i] = once.repeat_interleave(n, 0)
+        return hidden[last].repeat_interleave(n, 0), layout.capture
 
     def _cache(self, rows: int, length: int) -> KVCache:
         shape = (rows, self.kv_heads, length, self.head_dim)

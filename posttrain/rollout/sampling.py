@@ -27,7 +27,7 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, T
     if sampling.temperature != 1:
         logits.div_(sampling.temperature)
     truncate(logits, sampling)
-    top = logits.max(-1, keepdim=True).values
+    top = logits.amax(-1, keepdim=True)
     mass = logits.sub_(top).exp_()
     tokens, total = inverse_cdf(mass, uniform)
     return tokens, (mass.gather(1, tokens[:, None])[:, 0] / total).log()

@@ -23,7 +23,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from posttrain.memory import give_back
+from posttrain.memory import Keeper
 from posttrain.recipe import Recipe
 from posttrain.rewards import Rewards
 from posttrain.rollout.engine import Engine
@@ -93,6 +93,7 @@ class GRPO:
         self.sampling = Sampling(**recipe.sampling.model_dump(exclude={"completions"}))
         self.kind: AdvantageKind = recipe.train.advantage or default_kind(recipe.train.loss)
         self.clip = clip_bounds(recipe.train.loss, recipe.train.clip_low, recipe.train.clip_high)
+        self.keep = Keeper()
         self._order: tuple[int, list[int]] = -1, []  # the permutation of the epoch asked for last
 
     def step(self) -> tuple[dict[str, Any], list[Group]]:
@@ -101,12 +102,11 @@ class GRPO:
         state = replace(self.state)
         drawn, times, rounds = self._collect(state)
         train, signal = self._learnable(drawn)
-        give_back()
         at = time.perf_counter()
         learning_rate = self._set_learning_rate(state.step)
         update = self._update(train)
         self.engine.sync(self.accelerator.unwrap_model(self.policy).model)
-        give_back()
+        self.keep()
         times["update"] = time.perf_counter() - at
         self.state.step, self.state.cursor = state.step + 1, state.cursor
         metrics = step_metrics(

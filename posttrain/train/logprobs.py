@@ -22,7 +22,8 @@ from posttrain.train.packing import PackedBatch, TrainGroup, TrainRow, pack
 log = logging.getLogger(__name__)
 
 CHUNK = 512  # completion tokens whose logits exist at once
-BLOCK = 32  # of them, those handled at a time in float32
+BLOCK = 16  # of them, those handled at a time in float32
+NARROW = 1024  # vocabulary entries that the backward pass handles at a time at least
 AGREE = 1e-3  # nats by which packed and plain log-probabilities may differ in the check at start (float32)
 
 
@@ -118,15 +119,12 @@ class _Head(torch.autograd.Function):
         entropy = torch.empty_like(logp)
         norm = torch.empty_like(logp)  # logsumexp, kept so that the backward pass needs one exp only
         for s, logits in _logits(h, w, b):
-            top = logits.max(-1, keepdim=True).values
-            logits -= top
-            mass = logits.exp()
-            total = mass.sum(-1)
-            part = slice(s, s + len(total))
-            log_total = total.log()
-            logp[part] = logits.gather(1, target[part, None])[:, 0] - log_total
-            entropy[part] = log_total - torch.bmm(mass[:, None], logits[:, :, None])[:, 0, 0] / total
-            norm[part] = log_total + top[:, 0]
+            mass = logits.softmax(-1)
+            part = slice(s, s + len(logits))
+            # logsumexp from the likeliest entry, whose probability is never lost to rounding
+            norm[part] = logits.amax(-1) - mass.amax(-1).log()
+            logp[part] = logits.gather(1, target[part, None])[:, 0] - norm[part]
+            entropy[part] = norm[part] - torch.linalg.vecdot(mass, logits)
         ctx.save_for_backward(h, weight, b, target, norm)
         ctx.temperature, ctx.dtypes = temperature, (hidden.dtype, dtype)
         ctx.mark_non_differentiable(entropy)
@@ -137,24 +135,30 @@ class _Head(torch.autograd.Function):
         h, weight, b, target, norm = ctx.saved_tensors
         grad = grads[0]
         into, dtype = ctx.dtypes
-        w = weight.to(dtype)
-        dh = torch.empty_like(h)
-        dw = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        db = torch.zeros(len(weight), device=h.device) if b is not None and ctx.needs_input_grad[2] else None
-        for start in range(0, len(target), CHUNK):
-            part = slice(start, start + CHUNK)
-            g = torch.empty(len(target[part]), len(w), dtype=dtype, device=h.device)
-            for s, logits in _logits(h[part], w, b):
-                rows = slice(start + s, start + s + len(logits))
+        dh = torch.zeros(h.shape, device=h.device)
+        dw = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        db = torch.empty(len(weight), device=h.device) if b is not None and ctx.needs_input_grad[2] else None
+        # With the norm known, a slice of the vocabulary needs nothing of the others: each row of dw is
+        # written once, and what accumulates is the small dh.
+        width = max(NARROW, CHUNK * len(weight) // max(len(target), 1))
+        for v in range(0, len(weight), width):
+            span = slice(v, v + width)
+            w = weight[span].to(dtype)
+            g = torch.nn.functional.linear(h, w, None if b is None else b[span])
+            at = target - v
+            hit = torch.where((at >= 0) & (at < len(w)), grad, 0.0)[:, None]
+            at = at.clamp_(0, len(w) - 1)[:, None]
+            for r in range(0, len(g), BLOCK):
+                rows = slice(r, r + BLOCK)
                 # d log p(target) / d logits = onehot(target) - p
-                probs = logits.sub_(norm[rows, None]).exp_().mul_(-grad[rows, None])
-                g[s : s + len(logits)] = probs.scatter_add_(1, target[rows, None], grad[rows, None].to(probs))
+                probs = g[rows].float().sub_(norm[rows, None]).exp_().mul_(-grad[rows, None])
+                g[rows] = probs.scatter_add_(1, at[rows], hit[rows])
+            dh += g @ w
             if db is not None:
-                db += g.sum(0) / ctx.temperature
-            dh[part] = (g @ w).div_(ctx.temperature)
+                db[span] = g.sum(0) / ctx.temperature
             if dw is not None:
-                dw += g.t() @ h[part]  # h holds the temperature already
-        return dh.to(into), None if dw is None else dw.to(weight.dtype), db, None, None, None
+                dw[span] = g.t() @ h  # h holds the temperature already
+        return dh.div_(ctx.temperature).to(into), dw, db, None, None, None
 
 
 def _logits(h: Tensor, w: Tensor, b: Tensor | None) -> Iterator[tuple[int, Tensor]]:
