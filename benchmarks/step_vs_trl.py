@@ -101,11 +101,13 @@ def posttrain_side(gate: Gate, job: Job, output: str) -> None:
     from accelerate import Accelerator
 
     from posttrain import data, models
+    from posttrain.memory import settle
     from posttrain.pipeline import engine_for
     from posttrain.rewards import Rewards
     from posttrain.train.grpo import GRPO, State
     from posttrain.train.logprobs import Policy
 
+    settle()  # as every run does
     settings = recipe(job, output)
     compute = models.compute_type(settings.model.compute)
     accelerator = Accelerator(mixed_precision="bf16" if compute == torch.bfloat16 else "no", cpu=True)

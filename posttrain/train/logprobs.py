@@ -21,7 +21,7 @@ from posttrain.train.packing import PackedBatch, TrainGroup, TrainRow, pack
 
 log = logging.getLogger(__name__)
 
-CHUNK = 512  # completion tokens whose logits exist at once
+CHUNK = 128  # completion tokens whose logits, of all the vocabulary, exist at once
 BLOCK = 16  # of them, those handled at a time in float32
 NARROW = 1024  # vocabulary entries that the backward pass handles at a time at least
 AGREE = 1e-3  # nats by which packed and plain log-probabilities may differ in the check at start (float32)
