@@ -106,6 +106,7 @@ def posttrain_side(gate: Gate, job: Job, output: str) -> None:
     from posttrain.rewards import Rewards
     from posttrain.train.grpo import GRPO, State
     from posttrain.train.logprobs import Policy
+    from posttrain.train.optimizer import adamw
 
     settle()  # as every run does
     settings = recipe(job, output)
@@ -113,7 +114,7 @@ def posttrain_side(gate: Gate, job: Job, output: str) -> None:
     accelerator = Accelerator(mixed_precision="bf16" if compute == torch.bfloat16 else "no", cpu=True)
     model, tokenizer = models.load(job.folder)
     policy = Policy(model.eval())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
+    optimizer = adamw(model, LEARNING_RATE)
     engine: Any = engine_for(policy, tokenizer, compute)
     if job.fixed:
         engine.ends = engine.ends[:0]  # no token ends a completion

@@ -105,6 +105,20 @@ class KVCache:
                 tensors[i] = F.pad(old, (0, 0, 0, columns))
 
 
+@dataclass(frozen=True)
+class Span:
+    """One group in a packed row: its tokens, of which the first `prompt` are the prompt's, and the lengths of
+    the completions that follow."""
+
+    start: int
+    prompt: int
+    completions: list[int]
+
+    @property
+    def tokens(self) -> slice:
+        return slice(self.start, self.start + self.prompt + sum(self.completions))
+
+
 @dataclass
 class PackedLayout:
     """Where the tokens of a packed row of T tokens stand. Built by `PackedLayout.of`.
@@ -121,6 +135,7 @@ class PackedLayout:
     own: Tensor
     mask: Tensor
     inverse: Tensor
+    spans: list[Span]
     capture: KVCache | None = None
     _biases: dict[torch.dtype, Tensor] = field(default_factory=dict)
 
@@ -140,8 +155,10 @@ class PackedLayout:
         keys = torch.zeros(N, P + R, dtype=torch.long)
         seen = torch.zeros(N, P + R, dtype=torch.bool)
         inverse: list[Tensor] = []
+        spans: list[Span] = []
         at = row = 0
         for g, (p, group) in enumerate(zip(prompts, completions, strict=True)):
+            spans.append(Span(at, p, list(group)))
             span = torch.arange(at, at + p)
             prompt[g, :p] = span
             inverse.append(torch.arange(g * P, g * P + p))
@@ -165,6 +182,7 @@ class PackedLayout:
             keys[:, P:].to(device),
             mask.to(device),
             torch.cat(inverse).to(device),
+            spans,
         )
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
@@ -231,5 +249,4 @@ class DecodeLayout:
         Hkv = keys.shape[1]
         scores = torch.matmul(query.reshape(B, Hkv, Hq // Hkv, D) * scaling, keys.transpose(2, 3))
         scores += self.bias[:, None, None]
-        weights = scores.float().softmax(-1).to(query.dtype)
-        return torch.matmul(weights, values).view(B, 1, Hq, D)
+        return torch.matmul(scores.softmax(-1), values).view(B, 1, Hq, D)

@@ -37,6 +37,7 @@ from posttrain.train import checkpoint
 from posttrain.train.grpo import GRPO, State
 from posttrain.train.logprobs import Policy
 from posttrain.train.metrics import gather
+from posttrain.train.optimizer import adamw
 from posttrain.types import Group, PosttrainError, Prompt, Sampling
 
 log = logging.getLogger(__name__)
@@ -126,12 +127,7 @@ class _Run:
         model.eval()  # no dropout: the log-probabilities of what was sampled must not change by chance
         policy = Policy(model.to(accelerator.device), recipe.sampling.temperature)
         reference = self._reference(model) if recipe.train.beta else None
-        optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=recipe.train.learning_rate,
-            weight_decay=recipe.train.weight_decay,
-            fused=True,
-        )
+        optimizer = adamw(model, recipe.train.learning_rate, recipe.train.weight_decay)
         if saved:
             checkpoint.load_optimizer(saved[-1], optimizer)
         self.engine = engine_for(policy, self.tokenizer, models.compute_type(recipe.model.compute))
@@ -288,8 +284,9 @@ def _interval(value: dict[str, Any]) -> str:
 
 def engine_for(policy: Policy, tokenizer: Any, dtype: torch.dtype) -> Engine:
     """The native engine; transformers' own generation for a model that packed groups cannot serve."""
-    kind = NativeEngine if policy.packed else PlainEngine
-    return kind(policy.model, tokenizer, dtype)
+    if not policy.packed:
+        return PlainEngine(policy.model, tokenizer, dtype)
+    return NativeEngine(policy.model, tokenizer, dtype, layers=policy.layers)
 
 
 def machine() -> dict[str, Any]:

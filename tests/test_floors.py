@@ -31,6 +31,8 @@ FLOORS = {
     "word_problems": 2,
     "models": 2,
     "attention": 2,
+    "group_attention": 2,
+    "decoder": 2,
     "rollout": 3,
     "train": 3,
     "evaluate": 4,

@@ -7,18 +7,17 @@ type is the policy's own, it runs the policy itself and `sync` has nothing to do
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from posttrain import attention
-from posttrain.attention import DecodeLayout, KVCache, PackedLayout, attending
-from posttrain.models import end_tokens, frozen_copy
+from posttrain import decoder
+from posttrain.attention import DecodeLayout, KVCache, PackedLayout
+from posttrain.models import end_tokens
 from posttrain.rollout.engine import Progress
-from posttrain.rollout.prepack import available, prepack
+from posttrain.rollout.forward import Forward, Layers, Modules
 from posttrain.rollout.sampling import draw
 from posttrain.types import Completion, Sampling
 
@@ -28,33 +27,33 @@ KEEP = 0.8  # finished rows are dropped from the batch once fewer than this shar
 
 class NativeEngine:
     def __init__(
-        self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype, rows: int = 128
+        self,
+        policy: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        dtype: torch.dtype,
+        rows: int = 128,
+        layers: list[decoder.Layer] | None = None,
     ):
         """
         Args:
             dtype: of the weights and the cache while generating.
             rows: most completions decoded at once.
+            layers: of the policy, where posttrain.decoder serves it (train.logprobs.Policy finds them).
         """
         self.tokenizer = tokenizer
+        self.device, self.dtype = policy.device, dtype
         self.ends = torch.tensor(end_tokens(policy, tokenizer), device=policy.device)
         self.rows = rows
-        self.model = frozen_copy(policy, dtype)
-        attention.use(self.model)
-        self.prepacked = prepack(self.model) if self.model is not policy and available(self.model) else {}
-        text = self.model.config.get_text_config()
+        with torch.no_grad():
+            self.model: Forward = Layers(policy, layers, dtype) if layers else Modules(policy, dtype)
+        text = policy.config.get_text_config()
         self.layers: int = text.num_hidden_layers
         self.kv_heads: int = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         self.head_dim: int = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
 
     @torch.no_grad()
     def sync(self, policy: PreTrainedModel) -> None:
-        if policy is self.model:
-            return
-        for name, layer in self.prepacked.items():
-            layer.load(policy.get_submodule(name))  # pyright: ignore[reportArgumentType]
-        theirs = dict(policy.named_parameters())
-        for name, mine in self.model.named_parameters():
-            mine.copy_(theirs[name])
+        self.model.sync(policy)
 
     @torch.no_grad()
     def generate(
@@ -65,27 +64,22 @@ class NativeEngine:
         seeds: Sequence[int],
         on_progress: Progress | None = None,
     ) -> list[list[Completion]]:
-        training = self.model.training
-        self.model.eval()
-        try:
-            out: list[list[Completion]] = [[] for _ in prompts]
-            done, total = 0, n * len(prompts)
-            # Prompts of like length share a batch, so that little of the cache is padding.
-            order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-            step = max(1, self.rows // n)
-            for first in range(0, len(order), step):
-                some = order[first : first + step]
-                report = None if on_progress is None else (lambda k, done=done: on_progress(done + k, total))
-                batch = self._batch([prompts[i] for i in some], n, sampling, [seeds[i] for i in some], report)
-                for i, completions in zip(some, batch, strict=True):
-                    out[i] = completions
-                done += n * len(some)
-            return out
-        finally:
-            self.model.train(training)
+        out: list[list[Completion]] = [[] for _ in prompts]
+        done, total = 0, n * len(prompts)
+        # Prompts of like length share a batch, so that little of the cache is padding.
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        step = max(1, self.rows // n)
+        for first in range(0, len(order), step):
+            some = order[first : first + step]
+            report = None if on_progress is None else (lambda k, done=done: on_progress(done + k, total))
+            batch = self._batch([prompts[i] for i in some], n, sampling, [seeds[i] for i in some], report)
+            for i, completions in zip(some, batch, strict=True):
+                out[i] = completions
+            done += n * len(some)
+        return out
 
     def _batch(self, prompts, n: int, sampling: Sampling, seeds, report) -> list[list[Completion]]:
-        device = self.model.device
+        device = self.device
         R = sampling.max_tokens
         B = len(prompts) * n
         lengths = torch.tensor([len(p) for p in prompts], device=device)
@@ -103,7 +97,7 @@ class NativeEngine:
         ended = torch.zeros(B, dtype=torch.bool, device=device)
         rows = torch.arange(B, device=device)  # which completion each row of the live batch is
         for t in range(R):
-            token, logprob = draw(self._logits(hidden), uniform[rows, t], sampling)
+            token, logprob = draw(self.model.logits(hidden), uniform[rows, t], sampling)
             tokens[rows, t], logprobs[rows, t] = token, logprob
             stopped = torch.isin(token, self.ends) & ~ended[rows]
             if stopped.any():
@@ -126,9 +120,8 @@ class NativeEngine:
                     cache.grow(more)
                     bias = F.pad(bias, (0, more), value=hide)
                 bias[:, P + t] = 0
-                hidden = self._forward(token[:, None], positions[:, None], DecodeLayout(cache, bias, P + t))[
-                    :, 0
-                ]
+                layout = DecodeLayout(cache, bias, P + t)
+                hidden = self.model.hidden(token[:, None], positions[:, None], layout)[:, 0]
                 positions = positions + 1
         if report is not None:
             report(B)
@@ -136,14 +129,14 @@ class NativeEngine:
 
     def _prefill(self, prompts: Sequence[list[int]], n: int) -> tuple[Tensor, KVCache]:
         """Run every prompt once, packed; return the last hidden state [B, H] and the cache for its n rows."""
-        device = self.model.device
+        device = self.device
         lengths = [len(p) for p in prompts]
         S, P = len(prompts), max(lengths)
         layout = PackedLayout.of(lengths, [[] for _ in prompts], device)
         layout.capture = self._cache(S, P)
         tokens = torch.tensor([t for p in prompts for t in p], device=device)[None]
         positions = torch.cat([torch.arange(k, device=device) for k in lengths])[None]
-        hidden = self._forward(tokens, positions, layout)[0]
+        hidden = self.model.hidden(tokens, positions, layout)[0]
         last = torch.tensor(lengths, device=device).cumsum(0) - 1
         for tensors in (layout.capture.keys, layout.capture.values):
             for i, once in enumerate(tensors):
@@ -153,18 +146,9 @@ class NativeEngine:
     def _cache(self, rows: int, length: int) -> KVCache:
         shape = (rows, self.kv_heads, length, self.head_dim)
         make = lambda: [  # noqa: E731
-            torch.zeros(shape, dtype=self.model.dtype, device=self.model.device) for _ in range(self.layers)
+            torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(self.layers)
         ]
         return KVCache(make(), make())
-
-    def _forward(self, tokens: Tensor, positions: Tensor, layout: attention.Layout) -> Tensor:
-        with attending(layout):
-            out = self.model.base_model(input_ids=tokens, position_ids=positions, use_cache=False)
-        return out.last_hidden_state
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        head: Any = self.model.get_output_embeddings()
-        return head(hidden).float()
 
     def _collect(
         self, tokens: Tensor, logprobs: Tensor, taken: Tensor, ended: Tensor, n: int

@@ -14,25 +14,23 @@ ROWS = 64  # the batch that the layout is chosen for; others work too
 
 
 class PrepackedLinear(nn.Module):
-    """A frozen nn.Linear that keeps only the rearranged weight."""
+    """A frozen linear layer that keeps only the rearranged weight."""
 
-    def __init__(self, linear: nn.Linear):
+    def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__()
-        self.load(linear)
+        self.load(weight, bias)
 
-    def load(self, linear: nn.Linear) -> None:
-        """Take over a linear layer's weights, of any type."""
-        weight = linear.weight.detach().to(torch.bfloat16)
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
-        self.bias = None if linear.bias is None else linear.bias.detach().to(torch.bfloat16)
+    def load(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Take over weights of any type."""
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(torch.bfloat16), ROWS)
+        self.bias = None if bias is None else bias.detach().to(torch.bfloat16)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
-def available(model: nn.Module) -> bool:
-    parameter = next(model.parameters())
-    if parameter.device.type != "cpu" or parameter.dtype != torch.bfloat16:
+def usable(device: torch.device, dtype: torch.dtype) -> bool:
+    if device.type != "cpu" or dtype != torch.bfloat16:
         return False
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
 
@@ -40,7 +38,7 @@ def available(model: nn.Module) -> bool:
 def prepack(model: nn.Module) -> dict[str, PrepackedLinear]:
     """Replace every nn.Linear in a model; -> the new layers by their module name."""
     linears = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
-    packed = {name: PrepackedLinear(module) for name, module in linears.items()}
+    packed = {name: PrepackedLinear(module.weight, module.bias) for name, module in linears.items()}
     for name, layer in packed.items():
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, layer)

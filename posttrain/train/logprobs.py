@@ -8,22 +8,21 @@ is False).
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from posttrain import attention
+from posttrain import attention, decoder
 from posttrain.attention import NotPackable, attending
 from posttrain.train.packing import PackedBatch, TrainGroup, TrainRow, pack
 
 log = logging.getLogger(__name__)
 
-CHUNK = 128  # completion tokens whose logits, of all the vocabulary, exist at once
+CHUNK = 128  # completion tokens whose logits, of all the vocabulary, one product makes
 BLOCK = 16  # of them, those handled at a time in float32
-NARROW = 1024  # vocabulary entries that the backward pass handles at a time at least
+KEEP = 256 * 2**20  # bytes of gradients of logits that may exist at once
 AGREE = 1e-3  # nats by which packed and plain log-probabilities may differ in the check at start (float32)
 
 
@@ -48,24 +47,40 @@ class Policy(nn.Module):
                 type(model).__name__,
                 self.why_not,
             )
+        self.layers = _decoder_layers(model) if self.packed else None
 
     def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         """-> natural-log probability [M] of each trained token, and entropy [M] in nats (no gradient)."""
         if not self.packed:
             return padded_logprobs(self.model, batch, self.temperature)
-        return packed_logprobs(self.model, batch, self.temperature)
+        return packed_logprobs(self.model, batch, self.temperature, self.layers)
 
 
 def packed_logprobs(
-    model: PreTrainedModel, batch: PackedBatch, temperature: float = 1.0
+    model: PreTrainedModel,
+    batch: PackedBatch,
+    temperature: float = 1.0,
+    layers: list[decoder.Layer] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    with attending(batch.layout):
-        out = model.base_model(
-            input_ids=batch.tokens[None], position_ids=batch.positions[None], use_cache=False
-        )
-    hidden = out.last_hidden_state[0].index_select(0, batch.predict)
+    """layers: run these in place of the model's own modules."""
+    base: Any = model.base_model
+    if layers is not None:
+        dtype = _product_type(batch.tokens.device, model.dtype)
+        with torch.autocast(batch.tokens.device.type, enabled=False):
+            hidden = decoder.run(model, layers, batch.tokens, batch.positions, batch.layout.spans, dtype)
+        hidden = base.norm(hidden.index_select(0, batch.predict))
+    else:
+        with attending(batch.layout):
+            out = base(input_ids=batch.tokens[None], position_ids=batch.positions[None], use_cache=False)
+        hidden = out.last_hidden_state[0].index_select(0, batch.predict)
     head: Any = model.get_output_embeddings()
     return head_logprobs(hidden, head.weight, head.bias, batch.target, temperature)
+
+
+def _product_type(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """What products run in: autocast's type where it is on."""
+    on = torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if on else dtype
 
 
 def padded_logprobs(
@@ -94,21 +109,18 @@ def head_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """hidden [M, H], weight [V, H], target [M] -> log-probability and entropy, both [M] float32.
 
-    Logits exist for CHUNK tokens at a time and are computed again in the backward pass.
+    Never more than KEEP bytes of logits exist. Where those of all M tokens take less, the backward pass finds
+    them done; else it computes them again, piece by piece.
     """
-    dtype = (
-        torch.get_autocast_dtype(hidden.device.type)
-        if torch.is_autocast_enabled(hidden.device.type)
-        else None
-    )
-    return _Head.apply(hidden, weight, bias, target, temperature, dtype or hidden.dtype)
+    dtype = _product_type(hidden.device, hidden.dtype)
+    with torch.autocast(hidden.device.type, enabled=False):  # it would take the entropy's sums in bfloat16
+        return _Head.apply(hidden, weight, bias, target, temperature, dtype)
 
 
 class _Head(torch.autograd.Function):
-    """The temperature is folded into the hidden states, so the logits are never divided.
-
-    Products run on CHUNK rows; what is done to their results, element by element, runs on BLOCK rows, which
-    stay in the processor's cache.
+    """d log p(target) / d logits = onehot(target) - p =: -d, so with the gradient g of each log-probability
+    the products of the backward pass are d^T (-g h) and -g (d W): g scales rows of hidden states and never
+    the many logits. The temperature is folded into the hidden states likewise.
     """
 
     @staticmethod
@@ -117,61 +129,73 @@ class _Head(torch.autograd.Function):
         b = None if bias is None else (bias / temperature).to(dtype)
         logp = torch.empty(len(target), device=hidden.device)
         entropy = torch.empty_like(logp)
-        norm = torch.empty_like(logp)  # logsumexp, kept so that the backward pass needs one exp only
-        for s, logits in _logits(h, w, b):
-            mass = logits.softmax(-1)
-            part = slice(s, s + len(logits))
-            # logsumexp from the likeliest entry, whose probability is never lost to rounding
-            norm[part] = logits.amax(-1) - mass.amax(-1).log()
-            logp[part] = logits.gather(1, target[part, None])[:, 0] - norm[part]
-            entropy[part] = norm[part] - torch.linalg.vecdot(mass, logits)
-        ctx.save_for_backward(h, weight, b, target, norm)
-        ctx.temperature, ctx.dtypes = temperature, (hidden.dtype, dtype)
+        pieces = _pieces(h, w)
+        d = None
+        for part in pieces:
+            d = _probabilities(h[part], w, b, target[part], logp[part], entropy[part])
+        kept = d if len(pieces) == 1 and torch.is_grad_enabled() else None
+        ctx.save_for_backward(h, weight, w, b, target, kept)
+        ctx.temperature, ctx.into = temperature, hidden.dtype
         ctx.mark_non_differentiable(entropy)
         return logp, entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
-        h, weight, b, target, norm = ctx.saved_tensors
-        grad = grads[0]
-        into, dtype = ctx.dtypes
-        dh = torch.zeros(h.shape, device=h.device)
-        dw = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
-        db = torch.empty(len(weight), device=h.device) if b is not None and ctx.needs_input_grad[2] else None
-        # With the norm known, a slice of the vocabulary needs nothing of the others: each row of dw is
-        # written once, and what accumulates is the small dh.
-        width = max(NARROW, CHUNK * len(weight) // max(len(target), 1))
-        for v in range(0, len(weight), width):
-            span = slice(v, v + width)
-            w = weight[span].to(dtype)
-            g = torch.nn.functional.linear(h, w, None if b is None else b[span])
-            at = target - v
-            hit = torch.where((at >= 0) & (at < len(w)), grad, 0.0)[:, None]
-            at = at.clamp_(0, len(w) - 1)[:, None]
-            for r in range(0, len(g), BLOCK):
-                rows = slice(r, r + BLOCK)
-                # d log p(target) / d logits = onehot(target) - p
-                probs = g[rows].float().sub_(norm[rows, None]).exp_().mul_(-grad[rows, None])
-                g[rows] = probs.scatter_add_(1, at[rows], hit[rows])
-            dh += g @ w
-            if db is not None:
-                db[span] = g.sum(0) / ctx.temperature
-            if dw is not None:
-                dw[span] = g.t() @ h  # h holds the temperature already
-        return dh.div_(ctx.temperature).to(into), dw, db, None, None, None
+        h, weight, w, b, target, kept = ctx.saved_tensors
+        g = grads[0][:, None].neg()
+        dh = torch.empty(h.shape, device=h.device)
+        dw = db = None
+        for part in _pieces(h, w):
+            d = kept
+            if d is None:
+                unread = torch.empty(2, len(h[part]), device=h.device)
+                d = _probabilities(h[part], w, b, target[part], *unread)
+            torch.mul(d @ w, g[part], out=dh[part])
+            if ctx.needs_input_grad[1]:
+                more = (d.t() @ (h[part] * g[part]).to(h.dtype)).to(weight.dtype)
+                dw = more if dw is None else dw.add_(more)
+            if b is not None and ctx.needs_input_grad[2]:
+                more = (d.t() @ g[part].to(h.dtype))[:, 0].to(weight.dtype)
+                db = more if db is None else db.add_(more)
+        db = None if db is None else db.div_(ctx.temperature)
+        return dh.div_(ctx.temperature).to(ctx.into), dw, db, None, None, None
 
 
-def _logits(h: Tensor, w: Tensor, b: Tensor | None) -> Iterator[tuple[int, Tensor]]:
-    """(first row, float32 logits) of BLOCK rows after BLOCK rows."""
+def _pieces(h: Tensor, w: Tensor) -> list[slice]:
+    """Rows of h whose logits take at most KEEP bytes together, a slice each; at least one, perhaps empty."""
+    rows = max(1, KEEP // (len(w) * h.element_size()))
+    return [slice(s, s + rows) for s in range(0, max(1, len(h)), rows)]
+
+
+def _probabilities(
+    h: Tensor, w: Tensor, b: Tensor | None, target: Tensor, logp: Tensor, entropy: Tensor
+) -> Tensor:
+    """p - onehot(target) of each row [m, V], in the products' type; fills logp and entropy [m].
+
+    The subtraction is done in float32: for a token that is nearly certain the difference is what counts, and
+    a p rounded to bfloat16 would be 1.
+    """
+    d = torch.empty(len(h), len(w), dtype=h.dtype, device=h.device)
     for s in range(0, len(h), CHUNK):
-        chunk = torch.nn.functional.linear(h[s : s + CHUNK], w, b)
-        for r in range(0, len(chunk), BLOCK):
-            yield s + r, chunk[r : r + BLOCK].to(torch.float32, copy=True)
+        logits = d[s : s + CHUNK]
+        torch.mm(h[s : s + CHUNK], w.t(), out=logits)
+        if b is not None:
+            logits += b
+        for r in range(s, min(s + CHUNK, len(h)), BLOCK):
+            rows = slice(r, r + BLOCK)
+            x = d[rows].float()
+            p = x.softmax(-1)
+            # logsumexp from the likeliest entry, whose probability is never lost to rounding
+            norm = x.amax(-1) - p.amax(-1).log()
+            at = target[rows, None]
+            logp[rows] = x.gather(1, at)[:, 0] - norm
+            entropy[rows] = norm - torch.linalg.vecdot(p, x)
+            d[rows] = p.scatter_add_(1, at, p.new_full(at.shape, -1.0))
+    return d
 
 
-@torch.no_grad()
-def _serves_packed(model: PreTrainedModel) -> tuple[bool, str]:
-    """Whether packed log-probabilities equal plain ones on a small batch, else why not."""
+def _probe(model: PreTrainedModel) -> PackedBatch:
+    """A small batch of two groups, for comparing one way of running a model with another."""
     vocab = model.config.get_text_config().vocab_size
     ids = [7919 * k % vocab for k in range(1, 40)]
     groups = [
@@ -180,11 +204,17 @@ def _serves_packed(model: PreTrainedModel) -> tuple[bool, str]:
         ),
         TrainGroup(ids[30:34], [TrainRow(ids[3:5], [0.0] * 2, 0.0, 0.0)]),
     ]
+    return pack(groups, model.device)
+
+
+@torch.no_grad()
+def _serves_packed(model: PreTrainedModel) -> tuple[bool, str]:
+    """Whether packed log-probabilities equal plain ones on a small batch, else why not."""
     training, before = model.training, model.config._attn_implementation or "eager"
     if before == attention.NAME:  # switched, and so checked, before
         return True, ""
     model.eval()
-    batch = pack(groups, model.device)
+    batch = _probe(model)
     try:
         with torch.autocast(model.device.type, enabled=False):
             plain, _ = padded_logprobs(model, batch)
@@ -203,3 +233,21 @@ def _serves_packed(model: PreTrainedModel) -> tuple[bool, str]:
         model.set_attn_implementation(before)
         return False, f"packed and plain log-probabilities differ by {worst:.2g} nats"
     return True, ""
+
+
+@torch.no_grad()
+def _decoder_layers(model: PreTrainedModel) -> list[decoder.Layer] | None:
+    """The model's layers to be run by posttrain.decoder, where that serves it: float32 weights on a CPU, the
+    family's modules, and the same log-probabilities on a small batch."""
+    layers = decoder.layers_of(model)
+    if (
+        layers is None
+        or model.device.type != "cpu"
+        or any(p.dtype != torch.float32 for p in model.parameters())
+    ):
+        return None
+    batch = _probe(model)
+    with torch.autocast("cpu", enabled=False):
+        own, _ = packed_logprobs(model, batch)
+        fast, _ = packed_logprobs(model, batch, layers=layers)
+    return layers if float((fast - own).abs().max()) < AGREE else None

@@ -21,3 +21,18 @@ import pytest
 def test_form(reward, text, form, value):
     assert reward([text], form=form, prompts=["?"]) == [value]
     assert reward([[{"role": "assistant", "content": text}]], form=form) == [value]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3 + 4 = 7\nThe answer is: 7", 1.0),
+        ("3 + 4 = 7\nThe answer is: 8", 1.0),
+        ("3 + 4 = 8\nThe answer is: 8", 0.0),  # the step does not hold
+        ("The answer is: 3 + 4 = 7", 0.0),  # … or comes after the answer has begun
+        ("The answer is: 7", 0.0),
+        ("3 + 4 = 7", 0.0),
+    ],
+)
+def test_worked_asks_for_a_step_that_holds(reward, text, value):
+    assert reward([text], worked=True) == [value]

@@ -9,16 +9,32 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from posttrain import decoder
 from posttrain.rollout import native
+from posttrain.rollout.forward import Layers, Modules
 from posttrain.rollout.native import NativeEngine
 from posttrain.types import Completion, Sampling
 
 FAMILIES = ["llama", "qwen3", "gpt2"]
+WAYS = [*FAMILIES, "llama/layers", "qwen3/layers"]  # by the model's own modules, or by posttrain.decoder
 PROMPTS = [[5, 9, 2], [7], list(range(2, 60)), [9, 9, 9, 9, 9, 9], [3]]
 SEEDS = [11, 22, 33, 44, 55]
 SAMPLED = Sampling(max_tokens=12, temperature=0.9)
 
 Build = Callable[..., PreTrainedModel]
+
+
+def engine_of(
+    policy: PreTrainedModel, way: str, tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype
+) -> NativeEngine:
+    layers = decoder.layers_of(policy) if way.endswith("/layers") else None
+    engine = NativeEngine(policy, tokenizer, dtype, layers=layers)
+    assert isinstance(engine.model, Layers) == way.endswith("/layers")
+    return engine
+
+
+def family_of(way: str) -> str:
+    return way.removesuffix("/layers")
 
 
 @pytest.fixture
@@ -45,11 +61,11 @@ def assert_same(one: list[list[Completion]], other: list[list[Completion]]) -> N
             assert x.logprobs == pytest.approx(y.logprobs, abs=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_equals_transformers(family: str, build: Build, tokenizer: PreTrainedTokenizerFast) -> None:
-    engine = NativeEngine(build(family), tokenizer, torch.float32)
+@pytest.mark.parametrize("way", WAYS)
+def test_greedy_equals_transformers(way: str, build: Build, tokenizer: PreTrainedTokenizerFast) -> None:
+    engine = engine_of(build(family_of(way)), way, tokenizer, torch.float32)
     groups = engine.generate(PROMPTS, 1, Sampling(max_tokens=20, temperature=0.0), SEEDS)
-    theirs: Any = build(family)
+    theirs: Any = build(family_of(way))
     for prompt, [completion] in zip(PROMPTS, groups, strict=True):
         ids = torch.tensor([prompt])
         whole = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False)
@@ -59,15 +75,15 @@ def test_greedy_equals_transformers(family: str, build: Build, tokenizer: PreTra
         torch.testing.assert_close(torch.tensor(completion.logprobs).double(), exact, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_log_probabilities_equal_a_plain_forward(
-    family: str, temperature: float, build: Build, tokenizer: PreTrainedTokenizerFast
+    way: str, temperature: float, build: Build, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    engine = NativeEngine(build(family), tokenizer, torch.float32)
+    engine = engine_of(build(family_of(way)), way, tokenizer, torch.float32)
     engine.ends = torch.arange(1, 20)  # so that rows leave the batch on the way
     groups = engine.generate(PROMPTS, 6, Sampling(max_tokens=16, temperature=temperature), SEEDS)
-    plain = build(family)
+    plain = build(family_of(way))
     assert len({len(completion.tokens) for group in groups for completion in group}) > 4
     for prompt, group in zip(PROMPTS, groups, strict=True):
         for completion in group:
@@ -172,6 +188,7 @@ def test_progress_is_told_and_may_stop_the_generation(engine: NativeEngine) -> N
 
     for last in (0, 1, len(told) // 2):
         calls = 0
+        assert isinstance(engine.model, Modules)
 
         def stop(done: int, total: int) -> None:
             nonlocal calls
@@ -179,10 +196,11 @@ def test_progress_is_told_and_may_stop_the_generation(engine: NativeEngine) -> N
             if calls > last:  # noqa: B023
                 raise Enough
 
-        engine.model.train()
+        model = engine.model.model
+        model.train()
         with pytest.raises(Enough):
             engine.generate(PROMPTS, 3, SAMPLED, SEEDS, stop)
-        assert engine.model.training, "left in evaluation mode"
+        assert model.training, "left in evaluation mode"
         assert engine.generate(PROMPTS, 3, SAMPLED, SEEDS) == expected
 
 
@@ -196,17 +214,17 @@ def moved(policy: PreTrainedModel) -> None:
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_copy_takes_new_weights(family: str, build: Build, tokenizer: PreTrainedTokenizerFast) -> None:
-    policy = build(family)
-    engine = NativeEngine(policy, tokenizer, torch.bfloat16)
+@pytest.mark.parametrize("way", WAYS)
+def test_the_copy_takes_new_weights(way: str, build: Build, tokenizer: PreTrainedTokenizerFast) -> None:
+    policy = build(family_of(way))
+    engine = engine_of(policy, way, tokenizer, torch.bfloat16)
     before = engine.generate(PROMPTS, 2, SAMPLED, SEEDS)
     moved(policy)
     assert engine.generate(PROMPTS, 2, SAMPLED, SEEDS) == before, "the copy is the policy itself"
     engine.sync(policy)
     after = engine.generate(PROMPTS, 2, SAMPLED, SEEDS)
     assert tokens_of(after) != tokens_of(before)
-    assert after == NativeEngine(policy, tokenizer, torch.bfloat16).generate(PROMPTS, 2, SAMPLED, SEEDS)
+    assert after == engine_of(policy, way, tokenizer, torch.bfloat16).generate(PROMPTS, 2, SAMPLED, SEEDS)
     assert {parameter.dtype for parameter in policy.parameters()} == {torch.float32}
     assert all(parameter.requires_grad for parameter in policy.parameters())
 
@@ -223,9 +241,10 @@ def test_in_its_own_type_the_policy_itself_generates(
     assert all(parameter.requires_grad for parameter in policy.parameters())
 
 
-def test_the_copy_is_close_to_the_policy(build: Build, tokenizer: PreTrainedTokenizerFast) -> None:
+@pytest.mark.parametrize("way", ["qwen3", "qwen3/layers"])
+def test_the_copy_is_close_to_the_policy(way: str, build: Build, tokenizer: PreTrainedTokenizerFast) -> None:
     policy = build("qwen3")
-    engine = NativeEngine(policy, tokenizer, torch.bfloat16)
+    engine = engine_of(policy, way, tokenizer, torch.bfloat16)
     groups = engine.generate(PROMPTS, 4, SAMPLED, SEEDS)
     plain = build("qwen3")
     off: list[float] = []

@@ -1,5 +1,6 @@
 """Packed log-probabilities against a plain forward, for every family the packed path claims to serve."""
 
+import math
 from typing import Any
 
 import pytest
@@ -71,7 +72,8 @@ def random_groups(seed: int, vocab: int = 97) -> list[TrainGroup]:
 
 @pytest.mark.parametrize("family", BUILD)
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_packed_equals_plain_forward_and_gradient(family, temperature):
+@pytest.mark.parametrize("by_layers", [True, False])
+def test_packed_equals_plain_forward_and_gradient(family, temperature, by_layers):
     model = build(family)
     batch = pack(random_groups(1))
     plain, plain_entropy = padded_logprobs(model, batch, temperature)
@@ -81,6 +83,9 @@ def test_packed_equals_plain_forward_and_gradient(family, temperature):
     model.zero_grad()
     policy = Policy(model, temperature)
     assert policy.packed
+    assert (policy.layers is None) == (family == "gpt2")
+    if not by_layers:
+        policy.layers = None
     packed, entropy = policy(batch)
     (packed * direction).sum().backward()
     torch.testing.assert_close(packed, plain, atol=1e-4, rtol=0)
@@ -114,8 +119,11 @@ def test_what_packing_cannot_serve_falls_back_and_says_so(unservable, caplog):
     assert torch.isfinite(logp).all() and model.config._attn_implementation == "sdpa"
 
 
-def test_the_head_in_chunks_equals_one_log_softmax(monkeypatch):
-    monkeypatch.setattr("posttrain.train.logprobs.CHUNK", 3)
+@pytest.mark.parametrize("rows", [8, 3])  # all at once, kept for the backward pass; or in pieces, made again
+def test_the_head_in_chunks_equals_one_log_softmax(monkeypatch, rows):
+    monkeypatch.setattr("posttrain.train.logprobs.CHUNK", 2)
+    monkeypatch.setattr("posttrain.train.logprobs.BLOCK", 2)
+    monkeypatch.setattr("posttrain.train.logprobs.KEEP", rows * 11 * 4)
     torch.manual_seed(0)
     h = torch.randn(8, 5, dtype=torch.float32, requires_grad=True)
     w = torch.randn(11, 5, dtype=torch.float32, requires_grad=True)
@@ -129,3 +137,22 @@ def test_the_head_in_chunks_equals_one_log_softmax(monkeypatch):
     torch.testing.assert_close(entropy, -(full.exp() * full).sum(-1).float().detach(), atol=1e-5, rtol=0)
     for mine, theirs in zip(got, expected, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_the_head_of_no_token_has_a_gradient_of_zero():
+    w = torch.randn(11, 5, requires_grad=True)
+    h = torch.randn(0, 5, requires_grad=True)
+    logp, entropy = head_logprobs(h, w, None, torch.zeros(0, dtype=torch.long))
+    assert logp.shape == entropy.shape == (0,)
+    logp.sum().backward()
+    assert w.grad is not None and not w.grad.any()
+
+
+def test_the_gradient_of_a_nearly_certain_token_survives_bfloat16():
+    # p = 0.9997: in bfloat16 it rounds to 1, and 1 - p to nothing
+    h, w = torch.tensor([[8.0]]), torch.tensor([[1.0], [0.0]], requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logp, _ = head_logprobs(h, w, None, torch.tensor([0]))
+    logp.sum().backward()
+    left = 1 / (1 + math.exp(8.0))
+    torch.testing.assert_close(w.grad, torch.tensor([[8 * left], [-8 * left]]), rtol=0.01, atol=0)

@@ -1,0 +1,263 @@
+"""Decoder layers of the Llama family (Llama, Mistral, Qwen2, Qwen3 ...) by hand, forward and backward.
+
+A layer is x + attention(rms(x)), then x + down(silu(gate(rms(x))) * up(rms(x))). Run module by module under
+autocast, a CPU spends about 40% of its time on what lies between the products: casts of the same activation
+for each of q, k and v, norms and rotary embeddings in many passes, and memory mapped anew. Here a layer is
+one node of the graph: q, k, v are one product and so are gate and up, the low-precision weights are cast once
+an update, and only what the backward pass cannot cheaply compute again is kept (14 KB a token and layer for
+SmolLM2-135M).
+
+The model stays transformers' own: its parameters are read and receive their gradients; its config, names and
+checkpoints are untouched. What a model computes is not guessed from its name: `layers_of` accepts a known set
+of modules, and `train.logprobs.Policy` compares the result with the model's own forward before it is used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.graph import increment_version
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from transformers import PreTrainedModel
+from transformers.activations import SiLUActivation
+
+from posttrain.attention import Span
+from posttrain.group_attention import Attention, Shape, attend, attend_backward
+
+_LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+_QKV = ("q_proj", "k_proj", "v_proj")
+_HEAD_NORMS = ("q_norm", "k_norm")
+_GATE_UP = ("gate_proj", "up_proj")
+
+
+class Layer:
+    """One decoder layer's parameters, and their merged copies in the type that products run in."""
+
+    def __init__(self, module: Any):
+        attn, mlp = module.self_attn, module.mlp
+        D = attn.head_dim
+        self.shape = Shape(
+            attn.q_proj.out_features // D,
+            attn.k_proj.out_features // D,
+            D,
+            module.input_layernorm.variance_epsilon,
+        )
+        norms = [module.input_layernorm, module.post_attention_layernorm]
+        if hasattr(attn, "q_norm"):
+            norms += [getattr(attn, name) for name in _HEAD_NORMS]
+        qkv = [getattr(attn, name) for name in _QKV]
+        linears = [*qkv, attn.o_proj, *(getattr(mlp, name) for name in _GATE_UP), mlp.down_proj]
+        self.biased, self.norms = qkv[0].bias is not None, len(norms)
+        self.parameters: list[nn.Parameter] = [m.weight for m in (*norms, *linears)]
+        if self.biased:
+            self.parameters += [m.bias for m in qkv]
+        self._merged: tuple[Any, Merged] | None = None
+
+    def merged(self, dtype: torch.dtype) -> Merged:
+        """The weights of the products in `dtype`; made again when a parameter has changed."""
+        versions = [(p.data_ptr(), p._version) for p in self.parameters]
+        if self._merged is None or self._merged[0] != (dtype, versions):
+            q, k, v, o, gate, up, down, *biases = (p.detach() for p in self.parameters[self.norms :])
+            self._merged = (
+                (dtype, versions),
+                Merged(
+                    torch.cat([w.to(dtype) for w in (q, k, v)]),
+                    o.to(dtype),
+                    torch.cat([w.to(dtype) for w in (gate, up)]),
+                    down.to(dtype),
+                    torch.cat(biases).to(dtype) if biases else None,
+                ),
+            )
+        return self._merged[1]
+
+
+def _count_writes(optimizer: Any, *_: Any) -> None:
+    """torch's fused optimizers (2.13) write without counting it, and `Layer.merged` goes by the count."""
+    increment_version([p for group in optimizer.param_groups for p in group["params"]])
+
+
+register_optimizer_step_post_hook(_count_writes)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """qkv [(Hq + 2 Hkv) D, H], o [H, Hq D], gate_up [2 I, H], down [H, I], qkv_bias [(Hq + 2 Hkv) D]."""
+
+    qkv: Tensor
+    o: Tensor
+    gate_up: Tensor
+    down: Tensor
+    qkv_bias: Tensor | None
+
+
+def layers_of(model: PreTrainedModel) -> list[Layer] | None:
+    """The decoder layers of a model that is built of the family's modules and nothing else; else None."""
+    base: Any = model.base_model
+    if not all(hasattr(base, name) for name in ("embed_tokens", "layers", "norm", "rotary_emb")):
+        return None
+    return [Layer(module) for module in base.layers] if all(map(_fits, base.layers)) else None
+
+
+def _fits(layer: Any) -> bool:
+    def names(module: nn.Module) -> set[str]:
+        return {name for name, _ in module.named_children()}
+
+    if names(layer) != _LAYER or names(layer.mlp) != {*_GATE_UP, "down_proj", "act_fn"}:
+        return False
+    attn, mlp = layer.self_attn, layer.mlp
+    if names(attn) not in ({*_QKV, "o_proj"}, {*_QKV, "o_proj", *_HEAD_NORMS}):
+        return False
+    plain = [mlp.down_proj, attn.o_proj, *(getattr(mlp, name) for name in _GATE_UP)]
+    qkv = [getattr(attn, name) for name in _QKV]
+    return (
+        isinstance(mlp.act_fn, (nn.SiLU, SiLUActivation))
+        and all(type(linear) is nn.Linear for linear in (*plain, *qkv))  # no adapter, no quantization
+        and all(linear.bias is None for linear in plain)
+        and len({linear.bias is None for linear in qkv}) == 1
+        and hasattr(layer.input_layernorm, "variance_epsilon")
+        and getattr(attn, "sliding_window", None) is None
+    )
+
+
+def rotary(model: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [T, D/2] float32 of the positions [T], from the model's own rotary embedding."""
+    cos, sin = model.base_model.rotary_emb(positions.new_zeros(1, dtype=torch.float32), positions[None])
+    half = cos.shape[-1] // 2
+    return cos[0, :, :half], sin[0, :, :half]
+
+
+def run(
+    model: PreTrainedModel,
+    layers: list[Layer],
+    tokens: Tensor,
+    positions: Tensor,
+    spans: list[Span],
+    dtype: torch.dtype,
+) -> Tensor:
+    """Hidden states [T, H] float32 after the last layer, before the final norm, of packed groups.
+
+    tokens, positions: [T]. dtype: of the products; sums and norms are float32.
+    """
+    base: Any = model.base_model
+    table = base.embed_tokens
+    # Where the head has the same weight, its gradient is dense, and the rows of this one are added to it.
+    tied = getattr(model.get_output_embeddings(), "weight", None) is table.weight
+    x = F.embedding(tokens, table.weight, table.padding_idx, sparse=tied).float()
+    cos, sin = rotary(model, positions)
+    for layer in layers:
+        x = _Decoder.apply(x, cos, sin, spans, layer, layer.merged(dtype), *layer.parameters)
+    return x
+
+
+# --- pieces; each with its gradient beside it -------------------------------------------------------------
+
+
+def rms(x: Tensor, eps: float) -> Tensor:
+    """1 / root mean square over the last dimension, kept: x [..., H] -> [..., 1] float32."""
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
+def norm(x: Tensor, r: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    return (x * r).mul_(weight).to(dtype)
+
+
+def norm_backward(g: Tensor, x: Tensor, r: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients for x and the weight from that of the normed output g, which is float32 and overwritten.
+
+    With n = x r: dx = r (g w - n mean(g w n)). x [T, ..., H], weight [..., H].
+    """
+    n = x * r
+    dweight = (g * n).sum(0)
+    g.mul_(weight)
+    share = torch.linalg.vecdot(g, n).div_(x.shape[-1])[..., None]
+    return g.addcmul_(n, share, value=-1).mul_(r), dweight
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
+    """out[t, h] = x[t, h] turned by the angles of token t; x, out [T, heads, D], cos, sin [T, D/2]."""
+    a, b = x.float().unflatten(-1, (2, -1)).unbind(-2)
+    cos, sin = cos[:, None], sin[:, None]
+    half = x.shape[-1] // 2
+    first, second = (a * cos).addcmul_(b, sin, value=-1), (b * cos).addcmul_(a, sin)
+    out[..., :half], out[..., half:] = first, second  # only now: out may be x
+
+
+class _Decoder(torch.autograd.Function):
+    """One layer: x [T, H] float32 -> the same after attention and MLP."""
+
+    @staticmethod
+    def forward(ctx: Any, x, cos, sin, spans, layer, w, *parameters):
+        shape: Shape = layer.shape
+        dtype = w.qkv.dtype
+        w1, w2, *head_norms = parameters[: layer.norms]
+        attention = [Attention(span, shape, dtype, x.device) for span in spans]
+        r1 = rms(x, shape.eps)
+        qkv = F.linear(norm(x, r1, w1, dtype), w.qkv, w.qkv_bias)
+        heads = qkv.unflatten(-1, (-1, shape.head))
+        turned = heads[:, : shape.rotated]
+        normed = ()
+        if head_norms:
+            wh = by_head(head_norms, shape)
+            normed = turned.clone(), rms(turned.float(), shape.eps), wh
+            turned.copy_(norm(*normed, dtype))
+        rotate(turned, cos, sin, turned)
+        o = attend(attention, heads, shape)
+        h = x + F.linear(o, w.o)
+        r2 = rms(h, shape.eps)
+        gate, up = F.linear(norm(h, r2, w2, dtype), w.gate_up).chunk(2, -1)
+        out = F.linear(F.silu(gate).mul_(up), w.down)
+        ctx.save_for_backward(x, cos, sin, r1, heads, o, h, r2, gate, up, w1, w2, *normed)
+        ctx.attention, ctx.layer, ctx.w = attention, layer, w
+        return h + out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor):
+        x, cos, sin, r1, heads, o, h, r2, gate, up, w1, w2, *normed = ctx.saved_tensors
+        shape, w, dtype = ctx.layer.shape, ctx.w, heads.dtype
+        g = grads[0]
+        low = g.to(dtype)
+        s = F.silu(gate)
+        ddown = low.t() @ (s * up)
+        da = low @ w.down
+        dgu = torch.empty(len(x), 2 * gate.shape[1], dtype=dtype, device=x.device)
+        dgate, dup = dgu.chunk(2, -1)
+        torch.mul(da, s, out=dup)
+        dgate.copy_(torch.ops.aten.silu_backward(da.mul_(up), gate))
+        dgate_up = dgu.t() @ norm(h, r2, w2, dtype)
+        dh, dw2 = norm_backward((dgu @ w.gate_up).float(), h, r2, w2)
+        dh += g
+        low = dh.to(dtype)
+        do_weight = low.t() @ o
+        do = (low @ w.o).unflatten(-1, (-1, shape.head))
+        dheads = torch.empty_like(heads)
+        attend_backward(ctx.attention, heads, do, dheads, shape)
+        turned = dheads[:, : shape.rotated]
+        rotate(turned, cos, -sin, turned)
+        head_norms = ()
+        if normed:
+            raw, r, wh = normed
+            draw, dwh = norm_backward(turned.float(), raw, r, wh)
+            turned.copy_(draw)
+            head_norms = tuple(part.sum(0) for part in dwh.split([shape.query_heads, shape.key_heads]))
+        dqkv = dheads.flatten(1)
+        dqkv_weight = dqkv.t() @ norm(x, r1, w1, dtype)
+        dx, dw1 = norm_backward((dqkv @ w.qkv).float(), x, r1, w1)
+        dx += dh
+        D, Hq, Hkv = shape.head, shape.query_heads, shape.key_heads
+        sizes = [Hq * D, Hkv * D, Hkv * D]
+        biases = dqkv.sum(0, dtype=torch.float32).split(sizes) if ctx.layer.biased else ()
+        return (
+            dx, None, None, None, None, None,
+            dw1, dw2, *head_norms,
+            *dqkv_weight.split(sizes), do_weight, *dgate_up.split(gate.shape[1]), ddown, *biases,
+        )  # fmt: skip
+
+
+def by_head(norms: Any, shape: Shape) -> Tensor:
+    """The norms' weights of queries and keys, a row a head: [Hq + Hkv, D]."""
+    q, k = norms
+    return torch.cat([q.expand(shape.query_heads, -1), k.expand(shape.key_heads, -1)])

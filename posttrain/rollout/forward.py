@@ -1,0 +1,121 @@
+"""How the native engine runs a model: through its own modules, or through posttrain.decoder's layers.
+
+Both keep a low-precision copy of the policy's weights, laid out for decoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from posttrain import attention, decoder
+from posttrain.attention import Layout, attending
+from posttrain.group_attention import split
+from posttrain.models import frozen_copy
+from posttrain.rollout.prepack import PrepackedLinear, prepack, usable
+
+
+class Forward(Protocol):
+    def hidden(self, tokens: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+        """tokens, positions [B, T] -> normed states [B, T, H] of the last layer."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., H] -> [..., V] float32."""
+        ...
+
+    def sync(self, policy: PreTrainedModel) -> None:
+        """Take over the policy's weights."""
+        ...
+
+
+class Modules:
+    """Any model that packed groups serve. Where the type is the policy's own it runs the policy itself."""
+
+    def __init__(self, policy: PreTrainedModel, dtype: torch.dtype):
+        self.model = frozen_copy(policy, dtype)
+        attention.use(self.model)
+        fast = self.model is not policy and usable(self.model.device, dtype)
+        self.prepacked = prepack(self.model) if fast else {}
+
+    def hidden(self, tokens: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+        training = self.model.training
+        self.model.eval()
+        try:
+            with attending(layout):
+                out = self.model.base_model(input_ids=tokens, position_ids=positions, use_cache=False)
+        finally:
+            self.model.train(training)
+        return out.last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        head: Any = self.model.get_output_embeddings()
+        return head(hidden).float()
+
+    def sync(self, policy: PreTrainedModel) -> None:
+        if policy is self.model:
+            return
+        for name, layer in self.prepacked.items():
+            linear: Any = policy.get_submodule(name)
+            layer.load(linear.weight, linear.bias)
+        theirs = dict(policy.named_parameters())
+        for name, mine in self.model.named_parameters():
+            mine.copy_(theirs[name])
+
+
+class Layers:
+    """A model of the Llama family: q, k, v are one product and so are gate and up; sums stay float32."""
+
+    def __init__(self, policy: PreTrainedModel, layers: list[decoder.Layer], dtype: torch.dtype):
+        self.policy, self.layers, self.dtype = policy, layers, dtype
+        self.linears: Any
+        self.head: Any
+        self.sync(policy)
+
+    def sync(self, policy: PreTrainedModel) -> None:
+        merged = [layer.merged(self.dtype) for layer in self.layers]
+        self.linears = self.head = None  # never two copies at once
+        self.linears = [
+            (self._linear(m.qkv, m.qkv_bias), *(self._linear(w) for w in (m.o, m.gate_up, m.down)))
+            for m in merged
+        ]
+        self.norms = [[p.detach().clone() for p in layer.parameters[: layer.norms]] for layer in self.layers]
+        base, head = (cast(Any, m) for m in (policy.base_model, policy.get_output_embeddings()))
+        self.table = base.embed_tokens.weight.detach().to(self.dtype)
+        self.final = base.norm.weight.detach().clone()
+        self.head = self._linear(head.weight, head.bias)
+
+    def _linear(self, weight: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        if usable(weight.device, self.dtype):
+            return PrepackedLinear(weight, bias)
+        weight, bias = weight.detach().to(self.dtype), None if bias is None else bias.detach().to(self.dtype)
+        return lambda x: F.linear(x, weight, bias)
+
+    def hidden(self, tokens: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+        x = F.embedding(tokens.flatten(), self.table).float()
+        cos, sin = decoder.rotary(self.policy, positions.flatten())
+        for i, (layer, norms, linears) in enumerate(zip(self.layers, self.norms, self.linears, strict=True)):
+            shape, (w1, w2, *head_norms), (qkv, o, gate_up, down) = layer.shape, norms, linears
+            heads = qkv(self._norm(x, w1, shape.eps)).unflatten(-1, (-1, shape.head))
+            turned = heads[:, : shape.rotated]
+            if head_norms:
+                weight = decoder.by_head(head_norms, shape)
+                turned.copy_(decoder.norm(turned, decoder.rms(turned.float(), shape.eps), weight, self.dtype))
+            decoder.rotate(turned, cos, sin, turned)
+            q, k, v = (part.unflatten(0, tokens.shape).transpose(1, 2) for part in split(heads, shape))
+            out = layout.attend(i, q, k, v, shape.head**-0.5)
+            x += o(out.reshape(len(x), -1))
+            gate, up = gate_up(self._norm(x, w2, shape.eps)).chunk(2, -1)
+            x += down(F.silu(gate).mul_(up))
+        return self._norm(x, self.final, self.layers[0].shape.eps).unflatten(0, tokens.shape)
+
+    def _norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return decoder.norm(x, decoder.rms(x, eps), weight, self.dtype)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.head(hidden).float()
