@@ -55,24 +55,24 @@ class Layer:
         self.parameters: list[nn.Parameter] = [m.weight for m in (*norms, *linears)]
         if self.biased:
             self.parameters += [m.bias for m in qkv]
-        self._merged: tuple[Any, Merged] | None = None
+        self._merged: Merged | None = None
+        self._of: Any = None
 
     def merged(self, dtype: torch.dtype) -> Merged:
         """The weights of the products in `dtype`; made again when a parameter has changed."""
-        versions = [(p.data_ptr(), p._version) for p in self.parameters]
-        if self._merged is None or self._merged[0] != (dtype, versions):
+        now = (dtype, [(p.data_ptr(), p._version) for p in self.parameters])
+        if self._merged is None or self._of != now:
+            self._merged = None  # never two copies at once
             q, k, v, o, gate, up, down, *biases = (p.detach() for p in self.parameters[self.norms :])
-            self._merged = (
-                (dtype, versions),
-                Merged(
-                    torch.cat([w.to(dtype) for w in (q, k, v)]),
-                    o.to(dtype),
-                    torch.cat([w.to(dtype) for w in (gate, up)]),
-                    down.to(dtype),
-                    torch.cat(biases).to(dtype) if biases else None,
-                ),
+            self._merged = Merged(
+                torch.cat([w.to(dtype) for w in (q, k, v)]),
+                o.to(dtype),
+                torch.cat([w.to(dtype) for w in (gate, up)]),
+                down.to(dtype),
+                torch.cat(biases).to(dtype) if biases else None,
             )
-        return self._merged[1]
+            self._of = now
+        return self._merged
 
 
 def _count_writes(optimizer: Any, *_: Any) -> None:
@@ -124,10 +124,11 @@ def _fits(layer: Any) -> bool:
 
 
 def rotary(model: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [T, D/2] float32 of the positions [T], from the model's own rotary embedding."""
+    """cos [T, 1, D] and sin of the positions [T], float32, from the model's own rotary embedding; the first
+    half of sin is negative, so that turning is x cos + (x's halves swapped) sin."""
     cos, sin = model.base_model.rotary_emb(positions.new_zeros(1, dtype=torch.float32), positions[None])
-    half = cos.shape[-1] // 2
-    return cos[0, :, :half], sin[0, :, :half]
+    sin = torch.cat([-sin[..., : sin.shape[-1] // 2], sin[..., sin.shape[-1] // 2 :]], -1)
+    return cos[0][:, None], sin[0][:, None]
 
 
 def run(
@@ -165,25 +166,22 @@ def norm(x: Tensor, r: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     return (x * r).mul_(weight).to(dtype)
 
 
-def norm_backward(g: Tensor, x: Tensor, r: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients for x and the weight from that of the normed output g, which is float32 and overwritten.
+def norm_backward(g: Tensor, n: Tensor, r: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients for x and the weight from that of the output n w, n = x r; g is float32 and overwritten.
 
-    With n = x r: dx = r (g w - n mean(g w n)). x [T, ..., H], weight [..., H].
+    dx = r (g w - n mean(g w n)). n [T, ..., H], weight [..., H].
     """
-    n = x * r
     dweight = (g * n).sum(0)
     g.mul_(weight)
-    share = torch.linalg.vecdot(g, n).div_(x.shape[-1])[..., None]
+    share = torch.linalg.vecdot(g, n).div_(n.shape[-1])[..., None]
     return g.addcmul_(n, share, value=-1).mul_(r), dweight
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
-    """out[t, h] = x[t, h] turned by the angles of token t; x, out [T, heads, D], cos, sin [T, D/2]."""
-    a, b = x.float().unflatten(-1, (2, -1)).unbind(-2)
-    cos, sin = cos[:, None], sin[:, None]
-    half = x.shape[-1] // 2
-    first, second = (a * cos).addcmul_(b, sin, value=-1), (b * cos).addcmul_(a, sin)
-    out[..., :half], out[..., half:] = first, second  # only now: out may be x
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Turn x [T, heads, D] in place by the angles of each token; cos, sin as from `rotary`, sin negated to
+    turn back."""
+    wide = x.float()
+    x.copy_((wide * cos).addcmul_(wide.roll(x.shape[-1] // 2, -1), sin))
 
 
 class _Decoder(torch.autograd.Function):
@@ -204,7 +202,7 @@ class _Decoder(torch.autograd.Function):
             wh = by_head(head_norms, shape)
             normed = turned.clone(), rms(turned.float(), shape.eps), wh
             turned.copy_(norm(*normed, dtype))
-        rotate(turned, cos, sin, turned)
+        rotate(turned, cos, sin)
         o = attend(attention, heads, shape)
         h = x + F.linear(o, w.o)
         r2 = rms(h, shape.eps)
@@ -226,9 +224,10 @@ class _Decoder(torch.autograd.Function):
         dgu = torch.empty(len(x), 2 * gate.shape[1], dtype=dtype, device=x.device)
         dgate, dup = dgu.chunk(2, -1)
         torch.mul(da, s, out=dup)
-        dgate.copy_(torch.ops.aten.silu_backward(da.mul_(up), gate))
-        dgate_up = dgu.t() @ norm(h, r2, w2, dtype)
-        dh, dw2 = norm_backward((dgu @ w.gate_up).float(), h, r2, w2)
+        torch.ops.aten.silu_backward.grad_input(da.mul_(up), gate, grad_input=dgate)
+        n = h * r2
+        dgate_up = dgu.t() @ (n * w2).to(dtype)
+        dh, dw2 = norm_backward((dgu @ w.gate_up).float(), n, r2, w2)
         dh += g
         low = dh.to(dtype)
         do_weight = low.t() @ o
@@ -236,16 +235,17 @@ class _Decoder(torch.autograd.Function):
         dheads = torch.empty_like(heads)
         attend_backward(ctx.attention, heads, do, dheads, shape)
         turned = dheads[:, : shape.rotated]
-        rotate(turned, cos, -sin, turned)
+        rotate(turned, cos, -sin)
         head_norms = ()
         if normed:
             raw, r, wh = normed
-            draw, dwh = norm_backward(turned.float(), raw, r, wh)
+            draw, dwh = norm_backward(turned.float(), raw * r, r, wh)
             turned.copy_(draw)
             head_norms = tuple(part.sum(0) for part in dwh.split([shape.query_heads, shape.key_heads]))
         dqkv = dheads.flatten(1)
-        dqkv_weight = dqkv.t() @ norm(x, r1, w1, dtype)
-        dx, dw1 = norm_backward((dqkv @ w.qkv).float(), x, r1, w1)
+        n = x * r1
+        dqkv_weight = dqkv.t() @ (n * w1).to(dtype)
+        dx, dw1 = norm_backward((dqkv @ w.qkv).float(), n, r1, w1)
         dx += dh
         D, Hq, Hkv = shape.head, shape.query_heads, shape.key_heads
         sizes = [Hq * D, Hkv * D, Hkv * D]

@@ -106,7 +106,7 @@ class Layers:
             if head_norms:
                 weight = decoder.by_head(head_norms, shape)
                 turned.copy_(decoder.norm(turned, decoder.rms(turned.float(), shape.eps), weight, self.dtype))
-            decoder.rotate(turned, cos, sin, turned)
+            decoder.rotate(turned, cos, sin)
             q, k, v = (part.unflatten(0, tokens.shape).transpose(1, 2) for part in split(heads, shape))
             out = layout.attend(i, q, k, v, shape.head**-0.5)
             x += o(out.reshape(len(x), -1))

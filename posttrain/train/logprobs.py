@@ -130,26 +130,30 @@ class _Head(torch.autograd.Function):
         logp = torch.empty(len(target), device=hidden.device)
         entropy = torch.empty_like(logp)
         pieces = _pieces(h, w)
-        d = None
+        d = _buffer(h, w)
         for part in pieces:
-            d = _probabilities(h[part], w, b, target[part], logp[part], entropy[part])
-        kept = d if len(pieces) == 1 and torch.is_grad_enabled() else None
-        ctx.save_for_backward(h, weight, w, b, target, kept)
+            d = d[: len(h[part])]
+            _probabilities(h[part], w, b, target[part], logp[part], entropy[part], d)
+        ctx.kept = d if len(pieces) == 1 and any(ctx.needs_input_grad) else None
+        if ctx.kept is None:
+            _spare(d)
+        ctx.save_for_backward(h, weight, w, b, target)
         ctx.temperature, ctx.into = temperature, hidden.dtype
         ctx.mark_non_differentiable(entropy)
         return logp, entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
-        h, weight, w, b, target, kept = ctx.saved_tensors
+        h, weight, w, b, target = ctx.saved_tensors
         g = grads[0][:, None].neg()
         dh = torch.empty(h.shape, device=h.device)
         dw = db = None
+        whole = _buffer(h, w) if ctx.kept is None else ctx.kept
         for part in _pieces(h, w):
-            d = kept
-            if d is None:
-                unread = torch.empty(2, len(h[part]), device=h.device)
-                d = _probabilities(h[part], w, b, target[part], *unread)
+            d = whole[: len(h[part])]
+            if ctx.kept is None:
+                logp, entropy = torch.empty(2, len(d), device=h.device)  # known already
+                _probabilities(h[part], w, b, target[part], logp, entropy, d)
             torch.mul(d @ w, g[part], out=dh[part])
             if ctx.needs_input_grad[1]:
                 more = (d.t() @ (h[part] * g[part]).to(h.dtype)).to(weight.dtype)
@@ -157,6 +161,8 @@ class _Head(torch.autograd.Function):
             if b is not None and ctx.needs_input_grad[2]:
                 more = (d.t() @ g[part].to(h.dtype))[:, 0].to(weight.dtype)
                 db = more if db is None else db.add_(more)
+        ctx.kept = None  # the next micro-batch writes over it
+        _spare(whole)
         db = None if db is None else db.div_(ctx.temperature)
         return dh.div_(ctx.temperature).to(ctx.into), dw, db, None, None, None
 
@@ -167,15 +173,33 @@ def _pieces(h: Tensor, w: Tensor) -> list[slice]:
     return [slice(s, s + rows) for s in range(0, max(1, len(h)), rows)]
 
 
+_spared: list[Tensor] = []  # one buffer at most
+
+
+def _buffer(h: Tensor, w: Tensor) -> Tensor:
+    """Room [m, V] for the logits of a piece: the last one's, where it is free and large enough. Mapped anew
+    for every micro-batch, it would cost as much time as a tenth of the head."""
+    rows = _pieces(h, w)[0].stop
+    rows = min(rows, max(1, len(h)))
+    if _spared:
+        old = _spared.pop()
+        if old.dtype == h.dtype and old.device == h.device and old.numel() >= rows * len(w):
+            return old[: rows * len(w)].view(rows, len(w))
+    return torch.empty(rows * len(w), dtype=h.dtype, device=h.device).view(rows, len(w))
+
+
+def _spare(buffer: Tensor) -> None:
+    _spared[:] = [buffer._base if buffer._base is not None else buffer.flatten()]
+
+
 def _probabilities(
-    h: Tensor, w: Tensor, b: Tensor | None, target: Tensor, logp: Tensor, entropy: Tensor
-) -> Tensor:
-    """p - onehot(target) of each row [m, V], in the products' type; fills logp and entropy [m].
+    h: Tensor, w: Tensor, b: Tensor | None, target: Tensor, logp: Tensor, entropy: Tensor, d: Tensor
+) -> None:
+    """Fill d [m, V] with p - onehot(target) of each row, in the products' type, and logp and entropy [m].
 
     The subtraction is done in float32: for a token that is nearly certain the difference is what counts, and
     a p rounded to bfloat16 would be 1.
     """
-    d = torch.empty(len(h), len(w), dtype=h.dtype, device=h.device)
     for s in range(0, len(h), CHUNK):
         logits = d[s : s + CHUNK]
         torch.mm(h[s : s + CHUNK], w.t(), out=logits)
@@ -191,7 +215,6 @@ def _probabilities(
             logp[rows] = x.gather(1, at)[:, 0] - norm
             entropy[rows] = norm - torch.linalg.vecdot(p, x)
             d[rows] = p.scatter_add_(1, at, p.new_full(at.shape, -1.0))
-    return d
 
 
 def _probe(model: PreTrainedModel) -> PackedBatch:
