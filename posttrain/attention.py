@@ -228,8 +228,7 @@ def grouped_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, s
     stacked = query.reshape(N, Hkv, (Hq // Hkv) * Q, D)
     scores = torch.matmul(stacked * scaling, key.transpose(2, 3)).view(N, Hkv, Hq // Hkv, Q, L)
     scores += bias[:, :, None]
-    weights = scores.float().softmax(-1).to(query.dtype)
-    return torch.matmul(weights.view(N, Hkv, -1, L), value).view(N, Hq, Q, D)
+    return torch.matmul(scores.softmax(-1).view(N, Hkv, -1, L), value).view(N, Hq, Q, D)
 
 
 @dataclass

@@ -59,7 +59,10 @@ class Layer:
         self._of: Any = None
 
     def merged(self, dtype: torch.dtype) -> Merged:
-        """The weights of the products in `dtype`; made again when a parameter has changed."""
+        """The weights of the products in `dtype`; made again when a parameter has changed.
+
+        A write through `p.data` is not counted by torch, and so not seen here.
+        """
         now = (dtype, [(p.data_ptr(), p._version) for p in self.parameters])
         if self._merged is None or self._of != now:
             self._merged = None  # never two copies at once
@@ -149,8 +152,12 @@ def run(
     tied = getattr(model.get_output_embeddings(), "weight", None) is table.weight
     x = F.embedding(tokens, table.weight, table.padding_idx, sparse=tied).float()
     cos, sin = rotary(model, positions)
+    attention: dict[Shape, list[Attention]] = {}
     for layer in layers:
-        x = _Decoder.apply(x, cos, sin, spans, layer, layer.merged(dtype), *layer.parameters)
+        if layer.shape not in attention:
+            attention[layer.shape] = [Attention(span, layer.shape, dtype, x.device) for span in spans]
+        within = attention[layer.shape]
+        x = _Decoder.apply(x, cos, sin, within, layer, layer.merged(dtype), *layer.parameters)
     return x
 
 
@@ -188,11 +195,11 @@ class _Decoder(torch.autograd.Function):
     """One layer: x [T, H] float32 -> the same after attention and MLP."""
 
     @staticmethod
-    def forward(ctx: Any, x, cos, sin, spans, layer, w, *parameters):
+    def forward(ctx: Any, x, cos, sin, attention, layer, w, *parameters):
         shape: Shape = layer.shape
         dtype = w.qkv.dtype
         w1, w2, *head_norms = parameters[: layer.norms]
-        attention = [Attention(span, shape, dtype, x.device) for span in spans]
+        # attention
         r1 = rms(x, shape.eps)
         qkv = F.linear(norm(x, r1, w1, dtype), w.qkv, w.qkv_bias)
         heads = qkv.unflatten(-1, (-1, shape.head))
@@ -205,6 +212,7 @@ class _Decoder(torch.autograd.Function):
         rotate(turned, cos, sin)
         o = attend(attention, heads, shape)
         h = x + F.linear(o, w.o)
+        # MLP
         r2 = rms(h, shape.eps)
         gate, up = F.linear(norm(h, r2, w2, dtype), w.gate_up).chunk(2, -1)
         out = F.linear(F.silu(gate).mul_(up), w.down)
@@ -216,6 +224,7 @@ class _Decoder(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor):
         x, cos, sin, r1, heads, o, h, r2, gate, up, w1, w2, *normed = ctx.saved_tensors
         shape, w, dtype = ctx.layer.shape, ctx.w, heads.dtype
+        # MLP, from its output back to h
         g = grads[0]
         low = g.to(dtype)
         s = F.silu(gate)
@@ -229,6 +238,7 @@ class _Decoder(torch.autograd.Function):
         dgate_up = dgu.t() @ (n * w2).to(dtype)
         dh, dw2 = norm_backward((dgu @ w.gate_up).float(), n, r2, w2)
         dh += g
+        # attention, from its output back to x
         low = dh.to(dtype)
         do_weight = low.t() @ o
         do = (low @ w.o).unflatten(-1, (-1, shape.head))

@@ -75,19 +75,23 @@ def test_the_parts_are_what_they_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "part"),
+    ("override", "parts"),
     [
-        ("train.tokens=8192", "activations"),
-        ("sampling.max_tokens=500", "cache"),
-        ("train.beta=0.1", "reference"),
+        ("train.tokens=8192", {"activations", "logits"}),
+        ("sampling.max_tokens=500", {"cache"}),
+        ("train.beta=0.1", {"reference"}),
     ],
 )
-def test_what_takes_more_is_told(override: str, part: str) -> None:
+def test_what_takes_more_is_told(override: str, parts: set[str]) -> None:
     more, less = smollm2_like(override), smollm2_like()
-    assert more[part] > less.get(part, 0.0)
-    assert {name: size for name, size in more.items() if name != part} == {
-        name: size for name, size in less.items() if name != part
+    assert {name for name in more if more[name] > less.get(name, 0.0)} == parts
+    assert {name: more[name] for name in more if name not in parts} == {
+        name: less[name] for name in less if name not in parts
     }
+
+
+def test_the_logits_have_a_bound() -> None:
+    assert smollm2_like("train.tokens=8192")["logits"] == smollm2_like("train.tokens=90000")["logits"]
 
 
 def test_other_shapes_of_config() -> None:

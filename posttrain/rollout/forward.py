@@ -45,12 +45,14 @@ class Modules:
 
     def hidden(self, tokens: Tensor, positions: Tensor, layout: Layout) -> Tensor:
         training = self.model.training
-        self.model.eval()
+        if training:  # dropout is not part of the policy
+            self.model.eval()
         try:
             with attending(layout):
                 out = self.model.base_model(input_ids=tokens, position_ids=positions, use_cache=False)
         finally:
-            self.model.train(training)
+            if training:
+                self.model.train()
         return out.last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -84,11 +86,16 @@ class Layers:
             (self._linear(m.qkv, m.qkv_bias), *(self._linear(w) for w in (m.o, m.gate_up, m.down)))
             for m in merged
         ]
-        self.norms = [[p.detach().clone() for p in layer.parameters[: layer.norms]] for layer in self.layers]
+        self.norms = [self._norms(layer) for layer in self.layers]
         base, head = (cast(Any, m) for m in (policy.base_model, policy.get_output_embeddings()))
         self.table = base.embed_tokens.weight.detach().to(self.dtype)
         self.final = base.norm.weight.detach().clone()
         self.head = self._linear(head.weight, head.bias)
+
+    def _norms(self, layer: decoder.Layer) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Of attention, MLP, and of queries and keys where the model has those, a row a head."""
+        w1, w2, *heads = (p.detach().clone() for p in layer.parameters[: layer.norms])
+        return w1, w2, decoder.by_head(heads, layer.shape) if heads else None
 
     def _linear(self, weight: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], Tensor]:
         if usable(weight.device, self.dtype):
@@ -100,12 +107,11 @@ class Layers:
         x = F.embedding(tokens.flatten(), self.table).float()
         cos, sin = decoder.rotary(self.policy, positions.flatten())
         for i, (layer, norms, linears) in enumerate(zip(self.layers, self.norms, self.linears, strict=True)):
-            shape, (w1, w2, *head_norms), (qkv, o, gate_up, down) = layer.shape, norms, linears
+            shape, (w1, w2, w_heads), (qkv, o, gate_up, down) = layer.shape, norms, linears
             heads = qkv(self._norm(x, w1, shape.eps)).unflatten(-1, (-1, shape.head))
             turned = heads[:, : shape.rotated]
-            if head_norms:
-                weight = decoder.by_head(head_norms, shape)
-                turned.copy_(decoder.norm(turned, decoder.rms(turned.float(), shape.eps), weight, self.dtype))
+            if w_heads is not None:
+                turned.copy_(self._norm(turned.float(), w_heads, shape.eps))
             decoder.rotate(turned, cos, sin)
             q, k, v = (part.unflatten(0, tokens.shape).transpose(1, 2) for part in split(heads, shape))
             out = layout.attend(i, q, k, v, shape.head**-0.5)

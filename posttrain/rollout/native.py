@@ -71,19 +71,22 @@ class NativeEngine:
         step = max(1, self.rows // n)
         for first in range(0, len(order), step):
             some = order[first : first + step]
-            report = None if on_progress is None else (lambda k, done=done: on_progress(done + k, total))
-            batch = self._batch([prompts[i] for i in some], n, sampling, [seeds[i] for i in some], report)
-            for i, completions in zip(some, batch, strict=True):
-                out[i] = completions
-            done += n * len(some)
+            for which in _parts(n, self.rows):
+                report = None if on_progress is None else (lambda k, done=done: on_progress(done + k, total))
+                uniform = torch.stack([_uniform(seeds[i], n, sampling.max_tokens)[which] for i in some])
+                batch = self._batch([prompts[i] for i in some], uniform, sampling, report)
+                for i, completions in zip(some, batch, strict=True):
+                    out[i] += completions
+                done += uniform.shape[0] * uniform.shape[1]
         return out
 
-    def _batch(self, prompts, n: int, sampling: Sampling, seeds, report) -> list[list[Completion]]:
+    def _batch(self, prompts, uniform: Tensor, sampling: Sampling, report) -> list[list[Completion]]:
+        """uniform: [prompts, n, R], the randomness of every token of the n completions of each prompt."""
         device = self.device
-        R = sampling.max_tokens
-        B = len(prompts) * n
+        S, n, R = uniform.shape
+        B = S * n
         lengths = torch.tensor([len(p) for p in prompts], device=device)
-        uniform = torch.stack([_uniform(seed, n, R) for seed in seeds]).view(B, R).to(device)
+        uniform = uniform.view(B, R).to(device)
         hidden, cache = self._prefill(prompts, n)
         P = int(lengths.max())
         positions = lengths.repeat_interleave(n)
@@ -160,6 +163,11 @@ class NativeEngine:
             text = self.tokenizer.decode(said, skip_special_tokens=True)
             flat.append(Completion(ids[i][:k], lps[i][:k], "stop" if stop else "length", str(text)))
         return [flat[i : i + n] for i in range(0, len(flat), n)]
+
+
+def _parts(n: int, rows: int) -> list[slice]:
+    """The n completions of a prompt in batches of at most `rows`."""
+    return [slice(first, min(first + rows, n)) for first in range(0, n, rows)]
 
 
 def _uniform(seed: int, n: int, length: int) -> Tensor:

@@ -29,6 +29,8 @@ def save(
 ) -> Path:
     """Write `folder`/step-000007 and delete all but the newest `keep`; -> its path."""
     path = folder / f"step-{state.step:06d}"
+    for left in folder.glob(".step-*"):  # half-written when the process was killed
+        shutil.rmtree(left, ignore_errors=True)
     with written_aside(path) as aside:
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)

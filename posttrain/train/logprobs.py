@@ -114,7 +114,7 @@ def head_logprobs(
     """
     dtype = _product_type(hidden.device, hidden.dtype)
     with torch.autocast(hidden.device.type, enabled=False):  # it would take the entropy's sums in bfloat16
-        return _Head.apply(hidden, weight, bias, target, temperature, dtype)
+        return _Head.apply(hidden, weight, bias, target, temperature, dtype, torch.is_grad_enabled())
 
 
 class _Head(torch.autograd.Function):
@@ -124,7 +124,7 @@ class _Head(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden, weight, bias, target, temperature, dtype):
+    def forward(ctx: Any, hidden, weight, bias, target, temperature, dtype, learning):
         h, w = (hidden / temperature).to(dtype), weight.to(dtype)
         b = None if bias is None else (bias / temperature).to(dtype)
         logp = torch.empty(len(target), device=hidden.device)
@@ -134,7 +134,7 @@ class _Head(torch.autograd.Function):
         for part in pieces:
             d = d[: len(h[part])]
             _probabilities(h[part], w, b, target[part], logp[part], entropy[part], d)
-        ctx.kept = d if len(pieces) == 1 and any(ctx.needs_input_grad) else None
+        ctx.kept = d if len(pieces) == 1 and learning and any(ctx.needs_input_grad) else None
         if ctx.kept is None:
             _spare(d)
         ctx.save_for_backward(h, weight, w, b, target)
@@ -164,7 +164,7 @@ class _Head(torch.autograd.Function):
         ctx.kept = None  # the next micro-batch writes over it
         _spare(whole)
         db = None if db is None else db.div_(ctx.temperature)
-        return dh.div_(ctx.temperature).to(ctx.into), dw, db, None, None, None
+        return dh.div_(ctx.temperature).to(ctx.into), dw, db, None, None, None, None
 
 
 def _pieces(h: Tensor, w: Tensor) -> list[slice]:
@@ -177,10 +177,9 @@ _spared: list[Tensor] = []  # one buffer at most
 
 
 def _buffer(h: Tensor, w: Tensor) -> Tensor:
-    """Room [m, V] for the logits of a piece: the last one's, where it is free and large enough. Mapped anew
-    for every micro-batch, it would cost as much time as a tenth of the head."""
-    rows = _pieces(h, w)[0].stop
-    rows = min(rows, max(1, len(h)))
+    """Room [m, V] for the logits of a piece: that of the micro-batch before, where it is free and large
+    enough. Mapping it anew each time took a third of the head's time."""
+    rows = min(_pieces(h, w)[0].stop, max(1, len(h)))
     if _spared:
         old = _spared.pop()
         if old.dtype == h.dtype and old.device == h.device and old.numel() >= rows * len(w):

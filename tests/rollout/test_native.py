@@ -102,12 +102,21 @@ def test_the_same_seed_draws_the_same_and_another_does_not(engine: NativeEngine)
 
 @pytest.mark.parametrize("rows", [1, 3, 4, 128])
 def test_the_batch_a_row_is_in_changes_nothing(
-    rows: int, build: Build, tokenizer: PreTrainedTokenizerFast
+    rows: int, build: Build, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = NativeEngine(build(), tokenizer, torch.float32)
     expected = together.generate(PROMPTS, 3, SAMPLED, SEEDS)
     engine = NativeEngine(build(), tokenizer, torch.float32, rows=rows)
+    decoded = engine._batch
+    sizes: list[int] = []
+
+    def counted(prompts: Any, uniform: torch.Tensor, *rest: Any) -> Any:
+        sizes.append(uniform.shape[0] * uniform.shape[1])
+        return decoded(prompts, uniform, *rest)
+
+    monkeypatch.setattr(engine, "_batch", counted)
     assert_same(engine.generate(PROMPTS, 3, SAMPLED, SEEDS), expected)
+    assert sum(sizes) == 15 and max(sizes) <= rows
     alone = [engine.generate([p], 3, SAMPLED, [s])[0] for p, s in zip(PROMPTS, SEEDS, strict=True)]
     assert_same(alone, expected)
     backwards = engine.generate(PROMPTS[::-1], 3, SAMPLED, SEEDS[::-1])

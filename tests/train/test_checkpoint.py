@@ -88,7 +88,7 @@ def test_a_checkpoint_that_is_not_whole_is_absent(
     assert checkpoint.found(tmp_path) == [tmp_path / "step-000001"]
 
 
-def test_what_a_kill_left_half_written_is_not_found(
+def test_what_a_kill_left_half_written_is_not_found_and_cleared_away(
     tmp_path: Path, build: Build, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     (tmp_path / ".step-000009-abc").mkdir()
@@ -97,3 +97,4 @@ def test_what_a_kill_left_half_written_is_not_found(
     model = build()
     path = checkpoint.save(tmp_path, model, tokenizer, trained(model, 1), State(5, 5), keep=2)
     assert checkpoint.found(tmp_path) == [path]
+    assert not (tmp_path / ".step-000009-abc").exists(), "the next save clears it away"
