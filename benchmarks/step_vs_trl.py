@@ -321,6 +321,22 @@ def summarise(reports: list[Report]) -> list[Report]:
     return rows
 
 
+def ratios(rows: list[Report]) -> dict[str, float]:
+    """How many times ours goes into TRL's time, and what share of TRL's memory ours takes: of the first mode,
+    TRL in bfloat16 weights for the times and, where it was run, at our precision for the memory."""
+    first = {row["side"]: row for row in rows if row["mode"] == rows[0]["mode"]}
+    ours, trl = first["posttrain"], first.get("trl") or first.get("trl_float32")
+    if trl is None:
+        return {}
+    peer = first.get("trl_float32", trl)
+    return {
+        "step_vs_trl": round(trl["seconds"] / ours["seconds"], 2),
+        "rollouts_vs_trl": round(trl["generate"] / ours["generate"], 2),
+        "update_vs_trl": round(trl["update"] / ours["update"], 2),
+        "memory_vs_trl": round(ours["peak_gib"] / peer["peak_gib"], 2),
+    }
+
+
 def table(rows: list[Report]) -> str:
     lines = [
         "| mode | side | step, s | rollouts, s | update, s | tokens | tokens/s | GiB | TRL/posttrain |",
@@ -391,6 +407,7 @@ def main() -> None:
         "versions": {name: version(name) for name in VERSIONS},
         "date": time.strftime("%Y-%m-%d"),
         "repeats": options.repeats,
+        "ratios": ratios(rows),
         "summary": rows,
         "steps": reports,
     }
@@ -401,6 +418,8 @@ up to {options.tokens} tokens, no group dropped, one update. Medians of {options
 in turn after a warm-up step; in brackets the smallest and largest ratio of steps taken one after the other.
 
 {table(rows)}
+
+Ratios of {rows[0]["mode"]}: {", ".join(f"{k} {v}" for k, v in result["ratios"].items()) or "none"}.
 
 - fixed: the end token is banned and every completion has {options.tokens} tokens: equal work
 - natural: completions end where the model ends them; the sides draw different ones

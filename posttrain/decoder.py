@@ -8,8 +8,8 @@ an update, and only what the backward pass cannot cheaply compute again is kept 
 SmolLM2-135M).
 
 The model stays transformers' own: its parameters are read and receive their gradients; its config, names and
-checkpoints are untouched. What a model computes is not guessed from its name: `layers_of` accepts a known set
-of modules, and `train.logprobs.Policy` compares the result with the model's own forward before it is used.
+checkpoints are untouched. `layers_of` accepts layers that are known by name and built as expected, and
+`train.logprobs.Policy` compares their log-probabilities with the model's own before it uses them.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ from transformers.activations import SiLUActivation
 from posttrain.attention import Span
 from posttrain.group_attention import Attention, Shape, attend, attend_backward
 
+# By name: others are built of modules of the same names (SmolLM3, Ministral3) and compute something else,
+# which a comparison on a few tokens might not show.
+_FAMILY = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _QKV = ("q_proj", "k_proj", "v_proj")
 _HEAD_NORMS = ("q_norm", "k_norm")
@@ -77,6 +80,10 @@ class Layer:
             self._of = now
         return self._merged
 
+    def forget(self) -> None:
+        """Give the merged copies' memory back."""
+        self._merged = None
+
 
 def _count_writes(optimizer: Any, *_: Any) -> None:
     """torch's fused optimizers (2.13) write without counting it, and `Layer.merged` goes by the count."""
@@ -109,6 +116,8 @@ def _fits(layer: Any) -> bool:
     def names(module: nn.Module) -> set[str]:
         return {name for name, _ in module.named_children()}
 
+    if type(layer).__name__ not in _FAMILY:
+        return False
     if names(layer) != _LAYER or names(layer.mlp) != {*_GATE_UP, "down_proj", "act_fn"}:
         return False
     attn, mlp = layer.self_attn, layer.mlp
@@ -122,7 +131,8 @@ def _fits(layer: Any) -> bool:
         and all(linear.bias is None for linear in plain)
         and len({linear.bias is None for linear in qkv}) == 1
         and hasattr(layer.input_layernorm, "variance_epsilon")
-        and getattr(attn, "sliding_window", None) is None
+        and attn.scaling == attn.head_dim**-0.5
+        and getattr(attn, "sliding_window", getattr(attn.config, "sliding_window", None)) is None
     )
 
 

@@ -8,7 +8,7 @@ import torch
 
 from posttrain import data, models
 from posttrain.recipe import Recipe, dump_recipe
-from posttrain.train.logprobs import CHUNK, KEEP
+from posttrain.train.logprobs import BLOCK, KEEP
 
 GIB = 2**30
 INTERPRETER = 0.9  # GiB that Python, torch, transformers and the tokenizer take by themselves
@@ -60,11 +60,11 @@ def estimate(recipe: Recipe, parameters: int, config: Any) -> dict[str, float]:
         "gradients": 4 * parameters,
         "optimizer": 8 * parameters,
         "engine's copy": 0 if compute == torch.float32 else width * parameters,
-        "autocast copies": 0 if compute == torch.float32 else width * parameters,
+        "merged copies": width * parameters,
         "cache": 2 * layers * kv * width * min(rows, 128) * (s.max_tokens + 128),
         "activations": t.tokens * per_token,
-        "logits": min(KEEP, t.tokens * text.vocab_size * width) + 3 * 4 * CHUNK * text.vocab_size,
+        "logits": min(KEEP, t.tokens * text.vocab_size * width) + 3 * 4 * BLOCK * text.vocab_size,
     }
     if t.beta:
-        memory["reference"] = 4 * parameters
+        memory["reference"] = (4 + width) * parameters
     return {"interpreter": INTERPRETER} | {name: size / GIB for name, size in memory.items() if size}

@@ -49,7 +49,8 @@ def own_block(lengths: list[int], device: torch.device) -> _Own:
     size = torch.tensor(lengths, device=device)
     first = size.cumsum(0) - size
     at = torch.arange(R, device=device)
-    gather = first[:, None] + torch.minimum(at, (size - 1)[:, None])
+    gather = first[:, None] + torch.minimum(at, (size - 1).clamp(min=0)[:, None])
+    gather.clamp_(max=sum(lengths) - 1)  # an empty completion has no last token to repeat
     real = (at < size[:, None]).flatten().nonzero()[:, 0]
     return _Own((C, R), gather.flatten(), real)
 

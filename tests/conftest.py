@@ -15,6 +15,8 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -40,6 +42,13 @@ def _small(family: str) -> PreTrainedModel:
         "num_key_value_heads": 2,
         "max_position_embeddings": 256,
     }
+    if family == "qwen2":
+        model = Qwen2ForCausalLM(Qwen2Config(**shape, **ends, tie_word_embeddings=False))
+        with torch.no_grad():  # its biases are made as zeros
+            for name, parameter in model.named_parameters():
+                if name.endswith("bias"):
+                    parameter.normal_(std=0.5)
+        return model
     if family == "qwen3":
         return Qwen3ForCausalLM(Qwen3Config(**shape, **ends, head_dim=16, tie_word_embeddings=False))
     return LlamaForCausalLM(LlamaConfig(**shape, **ends, tie_word_embeddings=True))
@@ -47,7 +56,7 @@ def _small(family: str) -> PreTrainedModel:
 
 @pytest.fixture
 def build() -> Build:
-    """build("llama" | "qwen3" | "gpt2", seed=0): two layers in float32, ids 0 to 96, of which 1 ends."""
+    """build("llama" | "qwen2" | "qwen3" | "gpt2", seed=0): two layers, ids 0 to 96, 1 ends."""
 
     def make(family: str = "llama", seed: int = 0) -> PreTrainedModel:
         with torch.random.fork_rng(devices=[]):

@@ -31,6 +31,9 @@ def test_a_step_of_each_side_on_the_tiny_model(tmp_path):
     assert [step["tokens"] for step in result["steps"]] == [4 * 8 * 4] * 2
     assert {row["side"] for row in result["summary"]} == {"posttrain", "trl"}
     assert all(0 < step["generate"] < step["seconds"] for step in result["steps"])
+    seconds = {row["side"]: row["seconds"] for row in result["summary"]}
+    assert result["ratios"]["step_vs_trl"] == pytest.approx(seconds["trl"] / seconds["posttrain"], abs=0.006)
+    assert set(result["ratios"]) == {"step_vs_trl", "rollouts_vs_trl", "update_vs_trl", "memory_vs_trl"}
     assert "| fixed | trl |" in (tmp_path / "RESULTS.md").read_text()
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from transformers import (
-    Gemma2Config,
-    Gemma2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -19,9 +16,11 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
-from posttrain import group_attention
+from posttrain import decoder, group_attention
 from posttrain.train.logprobs import Policy, packed_logprobs
 from posttrain.train.packing import TrainGroup, TrainRow, pack
 
@@ -74,6 +73,7 @@ BATCHES = {
     "ragged": [(5, [3, 9, 1]), (1, [2, 2, 7, 12])],
     "even": [(4, [6, 6, 6])],
     "one token": [(1, [1])],
+    "an empty completion": [(3, [0, 4]), (2, [2, 0])],
     "a prompt of several blocks": [(150, [4, 30]), (64, [2]), (65, [1, 1])],
 }
 
@@ -152,15 +152,38 @@ def adapted(model: Any) -> Any:
 @pytest.mark.parametrize(
     "other",
     [
-        lambda: Gemma2ForCausalLM(Gemma2Config(**SMALL, head_dim=8)),
+        lambda: SmolLM3ForCausalLM(SmolLM3Config(**SMALL, pad_token_id=0)),
         lambda: LlamaForCausalLM(LlamaConfig(**SMALL, mlp_bias=True)),
         lambda: LlamaForCausalLM(LlamaConfig(**SMALL, attention_bias=True)),
         lambda: LlamaForCausalLM(LlamaConfig(**SMALL, hidden_act="gelu")),
         lambda: adapted(LlamaForCausalLM(LlamaConfig(**SMALL))),
-        lambda: LlamaForCausalLM(LlamaConfig(**SMALL)).double(),
-        lambda: scaled(build("llama")),
+        lambda: MistralForCausalLM(MistralConfig(**SMALL, sliding_window=8)),
     ],
-    ids=["gemma2", "mlp-bias", "output-bias", "gelu", "adapter", "float64", "other-arithmetic"],
+    ids=["smollm3", "mlp-bias", "output-bias", "gelu", "adapter", "sliding-window"],
 )
-def test_what_is_not_the_family_runs_by_its_modules(other):
-    assert Policy(copy.deepcopy(other()).eval()).layers is None
+def test_what_is_not_the_family_is_not_taken_for_it(other):
+    assert decoder.layers_of(other()) is None
+
+
+@pytest.mark.parametrize("other", [lambda: build("llama").double(), lambda: scaled(build("llama"))])
+def test_what_computes_something_else_runs_by_its_modules(other):
+    model = other()
+    assert decoder.layers_of(model) is not None
+    policy = Policy(model)
+    assert policy.packed and policy.layers is None
+
+
+def test_frozen_parameters_get_no_gradient_and_the_others_theirs():
+    model = build("qwen2")
+    policy, batch = Policy(model), batch_of(BATCHES["ragged"])
+    _, expected = gradients(model, policy.layers, batch, torch.float32)
+    for name, p in model.named_parameters():
+        p.requires_grad_("k_proj" in name or "embed" in name)
+    model.zero_grad()
+    logp, _ = policy(batch)
+    (logp * torch.randn(logp.shape, generator=torch.Generator().manual_seed(2))).sum().backward()
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            torch.testing.assert_close(p.grad, expected[name])
+        else:
+            assert p.grad is None, name

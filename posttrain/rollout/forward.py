@@ -1,6 +1,7 @@
 """How the native engine runs a model: through its own modules, or through posttrain.decoder's layers.
 
-Both keep a low-precision copy of the policy's weights, laid out for decoding.
+Both keep a low-precision copy of the policy's weights, laid out for decoding. In the policy's own type the
+weights are shared, in whole or in part, and are right after the next `sync`.
 """
 
 from __future__ import annotations
@@ -80,17 +81,17 @@ class Layers:
         self.sync(policy)
 
     def sync(self, policy: PreTrainedModel) -> None:
-        merged = [layer.merged(self.dtype) for layer in self.layers]
+        assert policy is self.policy, "the layers are of another model"
         self.linears = self.head = None  # never two copies at once
-        self.linears = [
-            (self._linear(m.qkv, m.qkv_bias), *(self._linear(w) for w in (m.o, m.gate_up, m.down)))
-            for m in merged
-        ]
+        self.linears = [self._products(layer.merged(self.dtype)) for layer in self.layers]
         self.norms = [self._norms(layer) for layer in self.layers]
         base, head = (cast(Any, m) for m in (policy.base_model, policy.get_output_embeddings()))
         self.table = base.embed_tokens.weight.detach().to(self.dtype)
         self.final = base.norm.weight.detach().clone()
         self.head = self._linear(head.weight, head.bias)
+
+    def _products(self, m: decoder.Merged) -> tuple[Callable[[Tensor], Tensor], ...]:
+        return (self._linear(m.qkv, m.qkv_bias), *(self._linear(w) for w in (m.o, m.gate_up, m.down)))
 
     def _norms(self, layer: decoder.Layer) -> tuple[Tensor, Tensor, Tensor | None]:
         """Of attention, MLP, and of queries and keys where the model has those, a row a head."""

@@ -1,7 +1,7 @@
 """The engine in this process: prompts prefilled once and expanded, finished rows leave the batch.
 
-It keeps a low-precision copy of the policy (float32 master weights stay with the trainer). Where the compute
-type is the policy's own, it runs the policy itself and `sync` has nothing to do.
+It keeps a low-precision copy of the policy (float32 master weights stay with the trainer), which `sync`
+brings up to date; how the model is run is `forward`'s business.
 """
 
 from __future__ import annotations

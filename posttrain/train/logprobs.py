@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 CHUNK = 128  # completion tokens whose logits, of all the vocabulary, one product makes
 BLOCK = 16  # of them, those handled at a time in float32
 KEEP = 256 * 2**20  # bytes of gradients of logits that may exist at once
-AGREE = 1e-3  # nats by which packed and plain log-probabilities may differ in the check at start (float32)
+AGREE = 1e-3  # nats by which two ways to run a model may differ in the check at start (float32)
 
 
 class Policy(nn.Module):
@@ -272,4 +272,6 @@ def _decoder_layers(model: PreTrainedModel) -> list[decoder.Layer] | None:
     with torch.autocast("cpu", enabled=False):
         own, _ = packed_logprobs(model, batch)
         fast, _ = packed_logprobs(model, batch, layers=layers)
+    for layer in layers:
+        layer.forget()
     return layers if float((fast - own).abs().max()) < AGREE else None

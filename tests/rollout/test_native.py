@@ -16,7 +16,12 @@ from posttrain.rollout.native import NativeEngine
 from posttrain.types import Completion, Sampling
 
 FAMILIES = ["llama", "qwen3", "gpt2"]
-WAYS = [*FAMILIES, "llama/layers", "qwen3/layers"]  # by the model's own modules, or by posttrain.decoder
+WAYS = [
+    *FAMILIES,
+    "llama/layers",
+    "qwen2/layers",
+    "qwen3/layers",
+]  # by the model's own modules, or by posttrain.decoder
 PROMPTS = [[5, 9, 2], [7], list(range(2, 60)), [9, 9, 9, 9, 9, 9], [3]]
 SEEDS = [11, 22, 33, 44, 55]
 SAMPLED = Sampling(max_tokens=12, temperature=0.9)
@@ -238,15 +243,18 @@ def test_the_copy_takes_new_weights(way: str, build: Build, tokenizer: PreTraine
     assert all(parameter.requires_grad for parameter in policy.parameters())
 
 
+@pytest.mark.parametrize("way", ["llama", "llama/layers"])
 def test_in_its_own_type_the_policy_itself_generates(
-    build: Build, tokenizer: PreTrainedTokenizerFast
+    way: str, build: Build, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     policy = build()
-    engine = NativeEngine(policy, tokenizer, torch.float32)
+    engine = engine_of(policy, way, tokenizer, torch.float32)
     before = engine.generate(PROMPTS, 2, SAMPLED, SEEDS)
     moved(policy)
     engine.sync(policy)
-    assert tokens_of(engine.generate(PROMPTS, 2, SAMPLED, SEEDS)) != tokens_of(before)
+    after = engine.generate(PROMPTS, 2, SAMPLED, SEEDS)
+    assert tokens_of(after) != tokens_of(before)
+    assert_same(after, NativeEngine(policy, tokenizer, torch.float32).generate(PROMPTS, 2, SAMPLED, SEEDS))
     assert all(parameter.requires_grad for parameter in policy.parameters())
 
 

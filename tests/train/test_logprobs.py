@@ -156,3 +156,23 @@ def test_the_gradient_of_a_nearly_certain_token_survives_bfloat16():
     logp.sum().backward()
     left = 1 / (1 + math.exp(8.0))
     torch.testing.assert_close(w.grad, torch.tensor([[8 * left], [-8 * left]]), rtol=0.01, atol=0)
+
+
+def test_the_buffer_of_the_head_is_never_shared():
+    """Two forward passes before either backward pass, and one without gradients between."""
+    torch.manual_seed(0)
+    w = torch.randn(11, 5, requires_grad=True)
+    hs = [torch.randn(n, 5, requires_grad=True) for n in (4, 6)]
+    targets = [torch.randint(0, 11, (len(h),)) for h in hs]
+    logps = []
+    for h, target in zip(hs, targets, strict=True):
+        logps.append(head_logprobs(h, w, None, target)[0])
+        with torch.no_grad():
+            head_logprobs(torch.randn(6, 5), w, None, target.repeat(2)[:6])
+    for h, target, logp in zip(hs, targets, logps, strict=True):
+        got = torch.autograd.grad(logp.sum(), (h, w), retain_graph=True)
+        again = torch.autograd.grad(logp.sum(), (h, w))
+        plain = (h @ w.t()).log_softmax(-1).gather(1, target[:, None]).sum()
+        for mine, twice, theirs in zip(got, again, torch.autograd.grad(plain, (h, w)), strict=True):
+            torch.testing.assert_close(mine, theirs)
+            torch.testing.assert_close(twice, theirs)
