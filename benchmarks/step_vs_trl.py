@@ -330,7 +330,7 @@ def ratios(rows: list[Report]) -> dict[str, float]:
         return {}
     peer = first.get("trl_float32", trl)
     return {
-        "step_vs_trl": round(trl["seconds"] / ours["seconds"], 2),
+        "step_vs_trl": round(trl["posttrain_faster"], 2),
         "rollouts_vs_trl": round(trl["generate"] / ours["generate"], 2),
         "update_vs_trl": round(trl["update"] / ours["update"], 2),
         "memory_vs_trl": round(ours["peak_gib"] / peer["peak_gib"], 2),

@@ -47,7 +47,7 @@ class NativeEngine:
         with torch.no_grad():
             self.model: Forward = Layers(policy, layers, dtype) if layers else Modules(policy, dtype)
         text = policy.config.get_text_config()
-        self.layers: int = text.num_hidden_layers
+        self.depth: int = text.num_hidden_layers
         self.kv_heads: int = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         self.head_dim: int = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
 
@@ -149,7 +149,7 @@ class NativeEngine:
     def _cache(self, rows: int, length: int) -> KVCache:
         shape = (rows, self.kv_heads, length, self.head_dim)
         make = lambda: [  # noqa: E731
-            torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(self.layers)
+            torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(self.depth)
         ]
         return KVCache(make(), make())
 
