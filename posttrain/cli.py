@@ -87,6 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--resume", action="store_true", help="go on from the last checkpoint of the run's folder"
     )
+    run.add_argument(
+        "--profile", action="store_true", help="time each phase of the steps; writes profile.txt, trace.json"
+    )
     run.set_defaults(act=_run)
 
     report = commands.add_parser("report", help="write a run's report.html again")
@@ -138,10 +141,13 @@ def _run(args: argparse.Namespace) -> None:
         print(dry_run(recipe))
     else:
         from posttrain.pipeline import run, summary
+        from posttrain.profile import TABLE
 
-        folder = run(recipe, resume=args.resume)
+        folder = run(recipe, resume=args.resume, profile=args.profile)
         if _speaks():
             print(summary(folder))
+            if args.profile and (folder / TABLE).is_file():
+                print("", (folder / TABLE).read_text(), sep="\n", end="")
 
 
 def _report(args: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """Runs a recipe: evaluate, train, evaluate again, and leave a folder that says everything about it.
 
 The folder: recipe.yaml (resolved), metrics.jsonl, samples.jsonl, checkpoints/, model/ (plain Hugging Face),
-result.json, report.html.
+result.json, report.html; with a profile, profile.txt and trace.json.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from posttrain import data, models
@@ -27,6 +28,7 @@ from posttrain.evaluate.harness import evaluate, judge_specs
 from posttrain.evaluate.report import write_report
 from posttrain.files import append, replace_text
 from posttrain.memory import peak_gib, settle
+from posttrain.profile import TABLE, TRACE, Profile, one_step
 from posttrain.recipe import Recipe, dump_recipe, load_recipe
 from posttrain.rewards import Rewards, RewardSpec
 from posttrain.rollout.engine import Engine
@@ -38,6 +40,7 @@ from posttrain.train.grpo import GRPO, State
 from posttrain.train.logprobs import Policy
 from posttrain.train.metrics import gather
 from posttrain.train.optimizer import adamw
+from posttrain.train.work import work
 from posttrain.types import Group, PosttrainError, Prompt, Sampling
 
 log = logging.getLogger(__name__)
@@ -45,8 +48,10 @@ log = logging.getLogger(__name__)
 VERSIONS = ("posttrain", "torch", "transformers", "accelerate", "reasoning-gym", "math-verify")
 
 
-def run(recipe: Recipe, resume: bool = False) -> Path:
+def run(recipe: Recipe, resume: bool = False, profile: bool = False) -> Path:
     """Run a recipe in `recipe.output`, or go on with the run that is there; -> that folder.
+
+    profile: time the phases of each step (posttrain/profile.py); on CUDA the device is waited for in between.
 
     Raises:
         PosttrainError: the folder holds another run, a model, a file or data that cannot be had.
@@ -74,7 +79,8 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
             )
         )
         stop = stack.enter_context(Stop())
-        return _Run(recipe, folder, past, stop, stack, rewards, judge).go(train_rows, heldout_rows)
+        made = _Run(recipe, folder, past, stop, stack, rewards, judge)
+        return made.go(train_rows, heldout_rows, profile)
 
 
 class _Run:
@@ -90,7 +96,7 @@ class _Run:
         rewards: Rewards,
         judge: Rewards,
     ):
-        self.recipe, self.folder, self.stop = recipe, folder, stop
+        self.recipe, self.folder, self.stop, self.stack = recipe, folder, stop, stack
         self.rewards, self.judge = rewards, judge
         self.began = time.time() - (past or {}).get("seconds", 0.0)
         self.result: dict[str, Any] = past or {"name": recipe.name, "model": recipe.model.name}
@@ -118,7 +124,7 @@ class _Run:
         if self.main:
             self.display = stack.enter_context(Display(recipe.train.steps, rewards.names))
 
-    def go(self, train_rows: list[Prompt], heldout: list[Prompt]) -> Path:
+    def go(self, train_rows: list[Prompt], heldout: list[Prompt], profile: bool) -> Path:
         recipe, accelerator = self.recipe, self.accelerator
         saved = checkpoint.found(self.folder / "checkpoints")
         self.watch("loading the model", 0, 0)
@@ -158,8 +164,12 @@ class _Run:
                 self._write_result(state)
 
         try:
+            if profile and self.main:
+                self._start_profile(model)
             while state.step < recipe.train.steps:
-                self._record(*loop.step())
+                with one_step(state.step + 1):
+                    made = loop.step()
+                self._record(*made)
                 every = recipe.train.checkpoint_every
                 if every and state.step % every == 0:
                     save()
@@ -187,6 +197,12 @@ class _Run:
             self.display.phase(phase, done, total) if total else self.display.phase(phase)
         if self.stop.asked and self.accelerator.num_processes == 1:
             raise Stopped(self.stop.signal)
+
+    def _start_profile(self, model: PreTrainedModel) -> None:
+        self.watch("timing a product", 0, 0)
+        costs = work(model, models.compute_type(self.recipe.model.compute))
+        wait = torch.cuda.synchronize if model.device.type == "cuda" else lambda: None
+        self.stack.enter_context(Profile(self.folder, costs, wait, self.accelerator.process_index))
 
     def _record(self, metrics: dict[str, Any], groups: list[Group]) -> None:
         step, every = metrics["step"], self.recipe.evaluate.every
@@ -274,6 +290,8 @@ def summary(folder: Path) -> str:
     lines.append(f"{result['steps']} steps in {minutes:.1f} minutes, {memory} GiB at most")
     lines.append(f"report    {folder / 'report.html'}")
     lines.append(f"model     {folder / 'model'}   (loads with AutoModelForCausalLM.from_pretrained)")
+    if (folder / TABLE).is_file():
+        lines.append(f"profile   {folder / TABLE}, {folder / TRACE}")
     return "\n".join(lines)
 
 

@@ -24,7 +24,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     """Stands in for the pipeline and notes what it was asked."""
     noted: list[tuple[str, Any]] = []
 
-    def run(recipe: Recipe, resume: bool = False) -> None:
+    def run(recipe: Recipe, resume: bool, profile: bool) -> None:
         noted.append(("resume" if resume else "run", recipe))
 
     def dry_run(recipe: Recipe) -> str:
@@ -157,6 +157,22 @@ def test_run_and_resume(calls: list[Any], tmp_path: Path) -> None:
     assert [what for what, _ in calls] == ["run", "resume"]
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_profile_is_asked_for_and_shown(
+    asked: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "profile.txt").write_text("the table\n")
+
+    def run(recipe: Recipe, resume: bool, profile: bool) -> Path:
+        assert profile == asked
+        return tmp_path
+
+    stand_in = SimpleNamespace(run=run, summary=lambda folder: "the summary")
+    monkeypatch.setitem(sys.modules, "posttrain.pipeline", stand_in)
+    assert cli.main(["run", *(["--profile"] if asked else []), "tiny/tiny", "seed=1"]) == 0
+    assert capsys.readouterr().out == "the summary\n" + "\nthe table\n" * asked
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -186,7 +202,7 @@ def test_errors_of_the_pipeline(
     calls: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(error: BaseException) -> None:
-        def run(recipe: Recipe, resume: bool) -> None:
+        def run(recipe: Recipe, resume: bool, profile: bool) -> None:
             raise error
 
         monkeypatch.setitem(sys.modules, "posttrain.pipeline", SimpleNamespace(run=run, summary=str))
@@ -209,7 +225,7 @@ def test_ctrl_c_in_a_real_process(tmp_path: Path) -> None:
         "import signal, sys, time, types; from posttrain import cli\n"
         # A shell starts its background jobs, and so these tests perhaps, with SIGINT ignored.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "def run(recipe, resume): print('ready', flush=True); time.sleep(60)\n"
+        "def run(recipe, resume, profile): print('ready', flush=True); time.sleep(60)\n"
         "sys.modules['posttrain.pipeline'] = types.SimpleNamespace(run=run, summary=str)\n"
         "sys.exit(cli.main(['run', 'tiny/tiny']))\n"
     )

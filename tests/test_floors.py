@@ -21,6 +21,7 @@ FLOORS = {
     "content": 0,
     "files": 0,
     "memory": 0,
+    "profile": 0,
     "settings": 0,
     "stop": 0,
     "verify": 1,

@@ -120,6 +120,38 @@ def test_a_run_from_end_to_end(tmp_path: Path, home: Path) -> None:
     assert summary(folder).count("\n") > 3
 
 
+def test_a_profile_of_a_run(tmp_path: Path) -> None:
+    overrides = ("train.steps=4", "train.beta=0.5", "train.inner=2")
+    folder = run(tiny(tmp_path / "run", *overrides), profile=True)
+    head, table, update, notes = (folder / "profile.txt").read_text().split("\n\n")
+    assert head.startswith("steps 2 to 4") and "TFLOP/s" in notes
+    rows = {line.split()[0]: line.split()[1:] for line in [*table.splitlines()[1:], update]}
+    phases = [name for name in rows if name not in ("step", "update")]
+    assert " ".join(phases) == "generate reward pack forward head backward optimizer sync idle"
+    seconds = {name: float(rows[name][0]) for name in rows}
+    shares = {name: float(rows[name][1].rstrip("%")) for name in rows}
+    assert all(shares[name] > 0 for name in phases if name not in ("pack", "optimizer", "sync"))
+    assert sum(shares[name] for name in phases) == pytest.approx(100, abs=0.5)
+    assert sum(seconds[name] for name in phases) == pytest.approx(seconds["step"], abs=0.005)
+    told = records(folder / "metrics.jsonl")
+    timed = [record for record in told if "reward" in record and record["step"] > 1]
+    assert seconds["step"] > sum(record["seconds"] for record in timed) - 0.001
+    sampled = float(rows["generate"][3].replace(",", "")) * seconds["generate"]
+    assert sampled == pytest.approx(sum(record["tokens"] for record in timed), rel=0.02)
+    assert 0 < float(rows["generate"][4].rstrip("%")) < 100
+    assert 0 < float(rows["update"][4].rstrip("%")) < 100
+
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    assert {event["name"] for event in events} == {*phases, *(f"step {k}" for k in range(1, 5))} - {"idle"}
+    assert all(event["ph"] == "X" and event["dur"] > 0 for event in events)
+    assert str(folder / "profile.txt") in summary(folder)
+
+    plain = run(tiny(tmp_path / "plain", *overrides))
+    assert steps(plain) == steps(folder)
+    same_weights(plain, folder, within=0)
+    assert not (plain / "profile.txt").exists() and "profile.txt" not in summary(plain)
+
+
 def test_bfloat16_trains_float32_weights(tmp_path: Path) -> None:
     folder = run(tiny(tmp_path / "run", "model.compute=bfloat16", "train.steps=2"))
     assert {tensor.dtype for tensor in weights(folder).values()} == {torch.float32}

@@ -24,6 +24,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from posttrain.memory import Keeper
+from posttrain.profile import count_tokens, span
 from posttrain.recipe import Recipe
 from posttrain.rewards import Rewards
 from posttrain.rollout.engine import Engine
@@ -105,7 +106,8 @@ class GRPO:
         at = time.perf_counter()
         learning_rate = self._set_learning_rate(state.step)
         update = self._update(train)
-        self.engine.sync(self.accelerator.unwrap_model(self.policy).model)
+        with span("sync"):
+            self.engine.sync(self.accelerator.unwrap_model(self.policy).model)
         self.keep()
         times["update"] = time.perf_counter() - at
         self.state.step, self.state.cursor = state.step + 1, state.cursor
@@ -159,16 +161,20 @@ class GRPO:
         seeds = [random.Random(f"{self.recipe.seed}/{step}/{i}").getrandbits(63) for i in indices]
         at = time.perf_counter()
         G = self.recipe.sampling.completions
-        completions = self.engine.generate(
-            tokens, G, self.sampling, seeds, lambda done, total: self.watch("generating", done, total)
-        )
+        with span("generate"):
+            completions = self.engine.generate(
+                tokens, G, self.sampling, seeds, lambda done, total: self.watch("generating", done, total)
+            )
+        sampled = sum(len(c.tokens) for group in completions for c in group)
+        count_tokens("sampled", sampled, sampled)
         times["generate"] += time.perf_counter() - at
         at = time.perf_counter()
         self.watch("scoring", 0, len(indices) * G)
         groups = [Group(*parts) for parts in zip(prompts, tokens, completions, strict=True)]
-        flat = self.rewards.score(
-            [g.prompt for g in groups for _ in range(G)], [c for g in groups for c in g.completions]
-        )
+        with span("reward"):
+            flat = self.rewards.score(
+                [g.prompt for g in groups for _ in range(G)], [c for g in groups for c in g.completions]
+            )
         for k, group in enumerate(groups):
             group.scores = flat[k * G : (k + 1) * G]
         times["reward"] += time.perf_counter() - at
@@ -237,7 +243,8 @@ class GRPO:
     def _update(self, groups: Sequence[TrainGroup]) -> dict[str, float]:
         """`train.inner` passes over the batch, an optimizer step each; -> sums and norms for the metrics."""
         train, device = self.recipe.train, self.accelerator.device
-        batches = [pack(some, device) for some in micro_batches(groups, train.tokens)]
+        with span("pack"):
+            batches = [pack(some, device) for some in micro_batches(groups, train.tokens)]
         # Every process runs as many micro-batches as the busiest: collectives stay in step.
         count = max(gather([len(batches)]))
         batches += [_empty(device)] * (count - len(batches))
@@ -256,13 +263,14 @@ class GRPO:
                 with nullcontext() if last else self.accelerator.no_sync(self.policy):
                     for name, value in self._backward(batch, ref, old).items():
                         sums[name] = sums.get(name, 0.0) + value
-            norm = float(self.accelerator.clip_grad_norm_(self.policy.parameters(), train.max_grad_norm))  # pyright: ignore[reportArgumentType]
-            sums["grad_norm"] = norm
-            if math.isfinite(norm):
-                self.optimizer.step()
-            else:  # one NaN would poison every weight: leave this update out
-                sums["skipped"] = sums.get("skipped", 0.0) + 1
-        self.optimizer.zero_grad()
+            with span("optimizer"):
+                norm = float(self.accelerator.clip_grad_norm_(self.policy.parameters(), train.max_grad_norm))  # pyright: ignore[reportArgumentType]
+                sums["grad_norm"] = norm
+                if math.isfinite(norm):
+                    self.optimizer.step()
+                else:  # one NaN would poison every weight: leave this update out
+                    sums["skipped"] = sums.get("skipped", 0.0) + 1
+                self.optimizer.zero_grad()
         return sums | {"passes": train.inner}
 
     def _backward(self, batch: PackedBatch, ref: Tensor | None, old: Tensor | None) -> dict[str, float]:
@@ -287,7 +295,8 @@ class GRPO:
             correction=correction,
         )
         # Gradients are averaged over processes; the weights already divide by the global counts.
-        self.accelerator.backward(loss * self.accelerator.num_processes)
+        with span("backward"):
+            self.accelerator.backward(loss * self.accelerator.num_processes)
         live = (batch.weight > 0)[batch.row]  # false for the tokens of an empty micro-batch
         return {
             "loss": loss.item(),

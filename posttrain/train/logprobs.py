@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from posttrain import attention, decoder
 from posttrain.attention import NotPackable, attending
+from posttrain.profile import count_tokens, span
 from posttrain.train.packing import PackedBatch, TrainGroup, TrainRow, pack
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class Policy(nn.Module):
 
     def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         """-> natural-log probability [M] of each trained token, and entropy [M] in nats (no gradient)."""
+        count_tokens("learnt" if torch.is_grad_enabled() else "frozen", len(batch), len(batch.target))
         if not self.packed:
             return padded_logprobs(self.model, batch, self.temperature)
         return packed_logprobs(self.model, batch, self.temperature, self.layers)
@@ -64,17 +66,19 @@ def packed_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """layers: run these in place of the model's own modules."""
     base: Any = model.base_model
-    if layers is not None:
-        dtype = _product_type(batch.tokens.device, model.dtype)
-        with torch.autocast(batch.tokens.device.type, enabled=False):
-            hidden = decoder.run(model, layers, batch.tokens, batch.positions, batch.layout.spans, dtype)
-        hidden = base.norm(hidden.index_select(0, batch.predict))
-    else:
-        with attending(batch.layout):
-            out = base(input_ids=batch.tokens[None], position_ids=batch.positions[None], use_cache=False)
-        hidden = out.last_hidden_state[0].index_select(0, batch.predict)
+    with span("forward"):
+        if layers is not None:
+            dtype = _product_type(batch.tokens.device, model.dtype)
+            with torch.autocast(batch.tokens.device.type, enabled=False):
+                hidden = decoder.run(model, layers, batch.tokens, batch.positions, batch.layout.spans, dtype)
+            hidden = base.norm(hidden.index_select(0, batch.predict))
+        else:
+            with attending(batch.layout):
+                out = base(input_ids=batch.tokens[None], position_ids=batch.positions[None], use_cache=False)
+            hidden = out.last_hidden_state[0].index_select(0, batch.predict)
     head: Any = model.get_output_embeddings()
-    return head_logprobs(hidden, head.weight, head.bias, batch.target, temperature)
+    with span("head"):
+        return head_logprobs(hidden, head.weight, head.bias, batch.target, temperature)
 
 
 def _product_type(device: torch.device, dtype: torch.dtype) -> torch.dtype:
@@ -96,12 +100,14 @@ def padded_logprobs(
         whole = torch.tensor(prompt + completion, device=device)
         ids[i, : len(whole)] = whole
         seen[i, : len(whole)] = 1
-    logits = model(input_ids=ids, attention_mask=seen, use_cache=False).logits
-    spans = [logits[i, len(p) - 1 : len(p) + len(r) - 1] for i, (p, r) in enumerate(rows)]
-    logp = (torch.cat(spans).float() / temperature).log_softmax(-1)
-    with torch.no_grad():
-        entropy = -(logp.exp() * logp).sum(-1)
-    return logp.gather(1, batch.target[:, None])[:, 0], entropy
+    with span("forward"):  # the head's product with it
+        logits = model(input_ids=ids, attention_mask=seen, use_cache=False).logits
+    with span("head"):
+        parts = [logits[i, len(p) - 1 : len(p) + len(r) - 1] for i, (p, r) in enumerate(rows)]
+        logp = (torch.cat(parts).float() / temperature).log_softmax(-1)
+        with torch.no_grad():
+            entropy = -(logp.exp() * logp).sum(-1)
+        return logp.gather(1, batch.target[:, None])[:, 0], entropy
 
 
 def head_logprobs(
@@ -144,27 +150,28 @@ class _Head(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
-        h, weight, w, b, target = ctx.saved_tensors
-        g = grads[0][:, None].neg()
-        dh = torch.empty(h.shape, device=h.device)
-        dw = db = None
-        whole = _buffer(h, w) if ctx.kept is None else ctx.kept
-        for part in _pieces(h, w):
-            d = whole[: len(h[part])]
-            if ctx.kept is None:
-                logp, entropy = torch.empty(2, len(d), device=h.device)  # known already
-                _probabilities(h[part], w, b, target[part], logp, entropy, d)
-            torch.mul(d @ w, g[part], out=dh[part])
-            if ctx.needs_input_grad[1]:
-                more = (d.t() @ (h[part] * g[part]).to(h.dtype)).to(weight.dtype)
-                dw = more if dw is None else dw.add_(more)
-            if b is not None and ctx.needs_input_grad[2]:
-                more = (d.t() @ g[part].to(h.dtype))[:, 0].to(weight.dtype)
-                db = more if db is None else db.add_(more)
-        ctx.kept = None  # the next micro-batch writes over it
-        _spare(whole)
-        db = None if db is None else db.div_(ctx.temperature)
-        return dh.div_(ctx.temperature).to(ctx.into), dw, db, None, None, None, None
+        with span("head", awaited=True):
+            h, weight, w, b, target = ctx.saved_tensors
+            g = grads[0][:, None].neg()
+            dh = torch.empty(h.shape, device=h.device)
+            dw = db = None
+            whole = _buffer(h, w) if ctx.kept is None else ctx.kept
+            for part in _pieces(h, w):
+                d = whole[: len(h[part])]
+                if ctx.kept is None:
+                    logp, entropy = torch.empty(2, len(d), device=h.device)  # known already
+                    _probabilities(h[part], w, b, target[part], logp, entropy, d)
+                torch.mul(d @ w, g[part], out=dh[part])
+                if ctx.needs_input_grad[1]:
+                    more = (d.t() @ (h[part] * g[part]).to(h.dtype)).to(weight.dtype)
+                    dw = more if dw is None else dw.add_(more)
+                if b is not None and ctx.needs_input_grad[2]:
+                    more = (d.t() @ g[part].to(h.dtype))[:, 0].to(weight.dtype)
+                    db = more if db is None else db.add_(more)
+            ctx.kept = None  # the next micro-batch writes over it
+            _spare(whole)
+            db = None if db is None else db.div_(ctx.temperature)
+            return dh.div_(ctx.temperature).to(ctx.into), dw, db, None, None, None, None
 
 
 def _pieces(h: Tensor, w: Tensor) -> list[slice]:

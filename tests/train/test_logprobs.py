@@ -1,5 +1,6 @@
 """Packed log-probabilities against a plain forward, for every family the packed path claims to serve."""
 
+import json
 import math
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from posttrain.profile import Profile, Work, one_step, span
 from posttrain.train.logprobs import Policy, head_logprobs, padded_logprobs
 from posttrain.train.packing import TrainGroup, TrainRow, pack
 
@@ -176,3 +178,23 @@ def test_the_buffer_of_the_head_is_never_shared():
         for mine, twice, theirs in zip(got, again, torch.autograd.grad(plain, (h, w)), strict=True):
             torch.testing.assert_close(mine, theirs)
             torch.testing.assert_close(twice, theirs)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_profile_counts_tokens_and_sets_the_head_apart(packed, tmp_path):
+    policy, batch = Policy(build("llama")), pack(random_groups(0))
+    if not packed:
+        policy.packed = False
+        policy.model.set_attn_implementation("eager")
+    with Profile(tmp_path, Work(1, 1, 1.0, "")) as profile, one_step(1):
+        with torch.no_grad():
+            policy(batch)
+        logp, _ = policy(batch)
+        with span("backward"):
+            logp.sum().backward()
+    tokens, trained = len(batch), len(batch.target)
+    assert trained < tokens
+    assert profile.total.layers == {"frozen": tokens, "learnt": tokens}
+    assert profile.total.head == {"frozen": trained, "learnt": trained}
+    names = [event["name"] for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]]
+    assert names == ["forward", "head"] * 2 + ["head"] * packed + ["backward", "step 1"]
