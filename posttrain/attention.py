@@ -13,12 +13,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, PreTrainedModel
+
+from posttrain import flex
 
 NAME = "posttrain_groups"
 
@@ -123,19 +127,13 @@ class Span:
 class PackedLayout:
     """Where the tokens of a packed row of T tokens stand. Built by `PackedLayout.of`.
 
-    prompt: [S, P] packed index of each prompt token (S groups), padded with 0.
-    keys: [N, P + R] packed index of each key a completion sees: its prompt's, then its own; padded with 0.
-    mask: [N, 1, R, P + R] bool, True where a completion's token may look.
-    inverse: [T] where each packed token's output stands among the flattened padded outputs (prompts, then
-        completions).
+    On CUDA attention is one block-sparse kernel where that serves (posttrain.flex). Else keys are gathered:
+    S prompts and N completions are padded rows, and a completion's keys are its prompt's, then its own. What
+    either way needs is made when it first asks for it: posttrain.decoder reads nothing but the spans.
     """
 
-    prompt: Tensor
-    keys: Tensor
-    own: Tensor
-    mask: Tensor
-    inverse: Tensor
     spans: list[Span]
+    device: torch.device
     capture: KVCache | None = None
     _biases: dict[torch.dtype, Tensor] = field(default_factory=dict)
 
@@ -147,69 +145,102 @@ class PackedLayout:
 
         Tokens are packed group by group: prompt, completion 0, completion 1, … All prompt lengths are > 0.
         """
-        P = max(prompts)
-        R = max((n for group in completions for n in group), default=0)
-        N = sum(len(group) for group in completions)
-        S = len(prompts)
-        prompt = torch.zeros(S, P, dtype=torch.long)
-        keys = torch.zeros(N, P + R, dtype=torch.long)
-        seen = torch.zeros(N, P + R, dtype=torch.bool)
-        inverse: list[Tensor] = []
         spans: list[Span] = []
-        at = row = 0
-        for g, (p, group) in enumerate(zip(prompts, completions, strict=True)):
+        at = 0
+        for p, group in zip(prompts, completions, strict=True):
             spans.append(Span(at, p, list(group)))
-            span = torch.arange(at, at + p)
-            prompt[g, :p] = span
-            inverse.append(torch.arange(g * P, g * P + p))
-            at += p
-            for r in group:
-                keys[row, :p] = span
-                keys[row, P : P + r] = torch.arange(at, at + r)
-                seen[row, :p] = True
-                seen[row, P : P + r] = True
-                inverse.append(torch.arange(S * P + row * R, S * P + row * R + r))
+            at = spans[-1].tokens.stop
+        return PackedLayout(spans, torch.device(device))
+
+    @cached_property
+    def prompts(self) -> tuple[Tensor, Tensor]:
+        """[S, P] packed index of each prompt token, padded with 0; [S, P] bool, False where padded."""
+        return _padded([s.start for s in self.spans], [s.prompt for s in self.spans], self.device)
+
+    @cached_property
+    def own(self) -> tuple[Tensor, Tensor]:
+        """[N, R] packed index of each completion's token, padded with 0; [N, R] bool, False where padded."""
+        starts: list[int] = []
+        lengths: list[int] = []
+        for span in self.spans:
+            at = span.start + span.prompt
+            for r in span.completions:
+                starts.append(at)
+                lengths.append(r)
                 at += r
-                row += 1
-        causal = torch.ones(R, R, dtype=torch.bool).tril()
-        mask = seen[:, None, None, :].expand(N, 1, R, P + R).clone()
-        mask[..., P:] &= causal
+        return _padded(starts, lengths, self.device)
+
+    @cached_property
+    def seen(self) -> tuple[Tensor, Tensor]:
+        """[N, P + R] packed index of each key a completion sees: its prompt's, then its own; padded with 0.
+        [N, 1, R, P + R] bool, True where a completion's token may look."""
+        (prompt, there), (own, real) = self.prompts, self.own
+        of = [g for g, span in enumerate(self.spans) for _ in span.completions]
+        (N, R), P = own.shape, prompt.shape[1]
+        mask = torch.cat([there[of], real], 1)[:, None, None].expand(N, 1, R, P + R).clone()
+        mask[..., P:].tril_()
         # A padded query would see nothing at all and come out NaN: let it see the first key, nobody reads it.
         mask[..., 0] = True
-        return PackedLayout(
-            prompt.to(device),
-            keys.to(device),
-            keys[:, P:].to(device),
-            mask.to(device),
-            torch.cat(inverse).to(device),
-            spans,
+        return torch.cat([prompt[of], own], 1), mask
+
+    @cached_property
+    def inverse(self) -> Tensor:
+        """[T] where each packed token's output stands among the flattened padded outputs (prompts, then
+        completions)."""
+        index, real = (
+            torch.cat([x.flatten() for x in pair]) for pair in zip(self.prompts, self.own, strict=True)
         )
+        places = real.nonzero()[:, 0]
+        return places[index[places].argsort()]
+
+    @cached_property
+    def blocks(self) -> BlockMask:
+        """What may look at what, as the block-sparse kernel takes it."""
+        return flex.block_mask([[s.prompt, *s.completions] for s in self.spans], self.device)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        if flex.serves(query, key):
+            if self.capture is not None:
+                self._fill(layer, *(_rows(x[0].transpose(0, 1), self.prompts[0]) for x in (key, value)))
+            return flex.flex_attend(self.blocks, query, key, value, scaling)
+        return self._gathered(layer, query, key, value, scaling)
+
+    def _gathered(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, H, D]
-        S, P = self.prompt.shape
-        qp, kp, vp = (_rows(x, self.prompt) for x in (q, k, v))
+        prompts, own = self.prompts[0], self.own[0]
+        qp, kp, vp = (_rows(x, prompts) for x in (q, k, v))
         if self.capture is not None:
             self._fill(layer, kp, vp)
         grouped = q.shape[1] != k.shape[1]
         out = F.scaled_dot_product_attention(qp, kp, vp, is_causal=True, scale=scaling, enable_gqa=grouped)
-        outs = [out.transpose(1, 2).reshape(S * P, *q.shape[1:])]
-        if self.own.numel():
-            qc, kc, vc = _rows(q, self.own), _rows(k, self.keys), _rows(v, self.keys)
+        outs = [out.transpose(1, 2).reshape(-1, *q.shape[1:])]
+        if own.numel():
+            keys = self.seen[0]
+            qc, kc, vc = _rows(q, own), _rows(k, keys), _rows(v, keys)
             out = grouped_attention(qc, kc, vc, self._bias(q.dtype), scaling)
             outs.append(out.transpose(1, 2).reshape(-1, *q.shape[1:]))
         return torch.cat(outs).index_select(0, self.inverse)[None]
 
     def _bias(self, dtype: torch.dtype) -> Tensor:
         if dtype not in self._biases:
-            bias = torch.zeros(self.mask.shape, dtype=dtype, device=self.mask.device)
-            self._biases[dtype] = bias.masked_fill_(~self.mask, torch.finfo(dtype).min)
+            mask = self.seen[1]
+            bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+            self._biases[dtype] = bias.masked_fill_(~mask, torch.finfo(dtype).min)
         return self._biases[dtype]
 
     def _fill(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """key, value: [S, Hkv, P, D]."""
         assert self.capture is not None
         self.capture.keys[layer][:, :, : key.shape[2]] = key
         self.capture.values[layer][:, :, : value.shape[2]] = value
+
+
+def _padded(starts: list[int], lengths: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """[n, longest] numbers that count up from each start, 0 from its length on; bool, False from there on."""
+    start, length = torch.tensor([starts, lengths], dtype=torch.long, device=device)[:, :, None]
+    at = torch.arange(max(lengths, default=0), device=device)
+    real = at < length
+    return (start + at) * real, real
 
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ FLOORS = {
     "word_problems": 2,
     "models": 2,
     "attention": 2,
+    "flex": 2,
     "group_attention": 2,
     "decoder": 2,
     "rollout": 3,
