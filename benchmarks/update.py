@@ -1,0 +1,212 @@
+"""The update alone, of the same completions on both sides, and whether the work is the same.
+
+  update   SmolLM2-135M, 4 prompts x 8 completions as the model wrote them, up to 128 tokens
+  long     4 prompts of 1,000 tokens x 8 completions of 100
+  linear   posttrain's alone: 4 times the batch, and ragged lengths against equal ones of the same sum
+
+Losses and gradients of the first update, before any weight has moved, are compared: dapo's loss, because that
+of grpo is 0 on the first update whatever was written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from benchmarks.sides import Body, Gate, Report
+from benchmarks.work import (
+    COMPLETIONS,
+    Job,
+    Pairs,
+    alternate_rewards,
+    posttrain_loop,
+    recipe,
+    timed,
+    trl_trainer,
+)
+
+SIDES = ("posttrain", "trl", "trl_float32")
+
+
+def sides(job: Job, pairs: Path, shared: Path, which: Sequence[str]) -> dict[str, Body]:
+    """pairs: a JSON file of Pairs. shared: a folder for the sides' gradients."""
+    bodies: dict[str, Body] = {
+        "posttrain": partial(_posttrain, job, pairs, shared),
+        "trl": partial(_trl, job, pairs, shared, False),
+        "trl_float32": partial(_trl, job, pairs, shared, True),
+    }
+    return {side: bodies[side] for side in which}
+
+
+def write(job: Job, pairs: Path, prompt: int | None, gate: Gate, folder: Path) -> None:
+    """A side that has nothing to race: it samples what the others learn from. prompt: tokens each prompt is
+    filled up to with earlier questions, if any."""
+    from posttrain.types import Sampling
+
+    loop = posttrain_loop(job, recipe(job))
+    gate.ready()
+    gate.begin()
+    with loop.rewards:
+        prompts = [loop.encode(p) for p in loop.prompts]
+        if prompt is not None:
+            text = [token for p in prompts for token in p] * (prompt // len(prompts[0]))
+            prompts = [(text[: prompt - len(p)] + p)[-prompt:] for p in prompts]
+        sampling = Sampling(job.tokens, 1.0)
+        groups = loop.engine.generate(prompts, COMPLETIONS, sampling, range(len(prompts)))
+    rows: Pairs = [(p, [c.tokens for c in group]) for p, group in zip(prompts, groups, strict=True)]
+    pairs.write_text(json.dumps(rows))
+    gate.end(tokens=sum(len(c) for _, some in rows for c in some))
+
+
+def _recipe(job: Job) -> Any:
+    """No correction of the engine's probabilities and no clipping of the gradient, on either side."""
+    settings = recipe(job, "dapo")
+    train = settings.train.model_copy(update={"importance_cap": None, "max_grad_norm": 1e9})
+    return settings.model_copy(update={"train": train})
+
+
+def _groups(loop: Any, pairs: Pairs) -> Any:
+    """Pairs as what the loop learns from."""
+    from posttrain.train.advantages import advantages
+    from posttrain.train.grpo import Drawn
+    from posttrain.types import Completion, Group, Prompt
+
+    rewards: Any = alternate_rewards([None] * COMPLETIONS)
+    drawn = [
+        Drawn(
+            i,
+            Group(Prompt(str(i), "", None), p, [Completion(c, [0.0] * len(c), "stop", "") for c in some]),
+            advantages(rewards, loop.kind),
+        )
+        for i, (p, some) in enumerate(pairs)
+    ]
+    return loop._learnable(drawn)[0]
+
+
+def _posttrain(job: Job, pairs: Path, shared: Path, gate: Gate, folder: Path) -> None:
+    from posttrain import models
+    from posttrain.train.work import work
+
+    settings = _recipe(job)
+    loop = posttrain_loop(job, settings)
+    model = loop.accelerator.unwrap_model(loop.policy).model
+    save_gradient(dict(model.named_parameters()), shared / "posttrain.npy")
+    costs = work(model, models.compute_type(settings.model.compute))
+    groups = _groups(loop, json.loads(pairs.read_text()))
+    packed, trained = _sizes(groups)
+    flops = 6 * (costs.layers * packed + costs.head * trained)
+    gate.ready()
+    with loop.rewards:
+        for _ in range(job.rounds):
+            gate.begin()
+            sums = loop._update(groups)
+            loop.engine.sync(model)
+            gate.end(tokens=trained, packed=packed, loss=sums["loss"], flops=flops, peak=costs.peak)
+
+
+def _sizes(groups: Any) -> tuple[int, int]:
+    """Packed tokens, and those of them that are trained on."""
+    return sum(g.tokens for g in groups), sum(len(r.tokens) for g in groups for r in g.rows)
+
+
+def _trl(job: Job, pairs: Path, shared: Path, float32: bool, gate: Gate, folder: Path) -> None:
+    import time
+
+    import torch
+    from transformers import TrainerCallback
+
+    rows: Pairs = json.loads(pairs.read_text())
+    tokens = sum(len(c) for _, some in rows for c in some)
+    report: Report = {}
+
+    class Updates(TrainerCallback):
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            report["loss"] = 0.0
+            gate.begin()
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            seconds = time.perf_counter() - gate.began - report["generate"]
+            gate.end(seconds=seconds, tokens=tokens, loss=report["loss"])
+
+    given = {
+        "prompt_ids": [p for p, some in rows for _ in some],
+        "completion_ids": [c for _, some in rows for c in some],
+        "logprobs": None,
+    }
+    trainer = trl_trainer(
+        job,
+        _recipe(job),
+        folder,
+        [Updates()],
+        alternate_rewards,
+        dtype=torch.float32 if float32 else torch.bfloat16,
+        rollout_func=lambda prompts, trainer: given,
+    )
+    timed(trainer, report)
+    inner = trainer.training_step
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        loss = inner(*args, **kwargs)
+        report["loss"] += float(loss)
+        return loss
+
+    trainer.training_step = counted
+    name = "trl_float32" if float32 else "trl"
+    save_gradient(dict(trainer.model.named_parameters()), shared / f"{name}.npy")
+    gate.ready()
+    trainer.train()
+
+
+def save_gradient(parameters: dict[str, Any], path: Path) -> None:
+    """Have the gradient of the first optimizer step written, by name, in float32."""
+    import numpy as np
+    import torch
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+    def write(*_: Any) -> None:
+        if not path.exists():
+            flat = [parameters[name].grad.detach().float().flatten() for name in sorted(parameters)]
+            np.save(path, torch.cat(flat).numpy())
+
+    register_optimizer_step_pre_hook(write)
+
+
+def agreement(shared: Path, peer: str) -> dict[str, float]:
+    """Cosine of the two first gradients, and the ratio of their norms."""
+    import numpy as np
+
+    ours, theirs = (np.load(shared / f"{side}.npy").astype(np.float64) for side in ("posttrain", peer))
+    a, b = float(np.linalg.norm(ours)), float(np.linalg.norm(theirs))
+    return {"cosine": float(ours @ theirs) / (a * b), "norm_ratio": a / b}
+
+
+def linear_sides(job: Job, pairs: Path) -> dict[str, Body]:
+    """The same loop with three loads; pairs hold 4 times the prompts of a step."""
+    loads = ("x1", "x4", "x4 even")
+    return {f"posttrain {load}": partial(_linear, job, pairs, load) for load in loads}
+
+
+def _linear(job: Job, pairs: Path, load: str, gate: Gate, folder: Path) -> None:
+    rows: Pairs = json.loads(pairs.read_text())
+    if load == "x1":
+        rows = rows[: len(rows) // 4]
+    if load == "x4 even":  # as many tokens, cut from one text into equal lengths
+        lengths = [len(c) for _, some in rows for c in some]
+        flat = [token for _, some in rows for c in some for token in c]
+        n, total = len(lengths), len(flat)
+        cuts = [i * total // n for i in range(n + 1)]
+        parts = iter([flat[a:b] for a, b in pairwise(cuts)])
+        rows = [(p, [next(parts) for _ in some]) for p, some in rows]
+    loop = posttrain_loop(job, _recipe(job))
+    groups = _groups(loop, rows)
+    packed, trained = _sizes(groups)
+    gate.ready()
+    with loop.rewards:
+        for _ in range(job.rounds):
+            gate.begin()
+            loop._update(groups)
+            gate.end(tokens=trained, packed=packed)
