@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -37,18 +38,18 @@ class Layout(Protocol):
         ...
 
 
-_layout: Layout | None = None
+# Each thread's own: an engine may generate in one while another learns.
+_layout: ContextVar[Layout | None] = ContextVar("layout", default=None)
 
 
 @contextmanager
 def attending(layout: Layout) -> Iterator[None]:
     """Put a layout in force for the forward calls inside (and for recomputation in their backward)."""
-    global _layout
-    before, _layout = _layout, layout
+    before = _layout.set(layout)
     try:
         yield
     finally:
-        _layout = before
+        _layout.reset(before)
 
 
 def use(model: PreTrainedModel) -> None:
@@ -77,13 +78,14 @@ def _attention(
             raise NotPackable(f"its attention uses {option}")
     if kwargs.get("dropout"):
         raise NotPackable("its attention uses dropout; set it to 0 for reinforcement learning")
-    if _layout is None:
+    layout = _layout.get()
+    if layout is None:
         raise RuntimeError("a model on packed attention was called outside attending(layout)")
     scale: float = query.shape[-1] ** -0.5 if scaling is None else scaling
     # Under autocast the rotary embedding leaves queries and keys in float32: gather and multiply them in the
     # type of the values, which come straight from a linear layer.
     query, key = query.to(value.dtype), key.to(value.dtype)
-    return _layout.attend(module.layer_idx, query, key, value, scale), None
+    return layout.attend(module.layer_idx, query, key, value, scale), None
 
 
 AttentionInterface.register(NAME, _attention)

@@ -62,7 +62,10 @@ def _prompts(data: Data, source: Source, side: str) -> list[Prompt]:
     rows = list(itertools.islice(_rows(source, f"data.{side}"), source.size))
     if not rows:
         raise PosttrainError(f"data.{side}: {source.source} holds no rows")
-    return [_prompt(data, row, f"{side}-{i}", f"data.{side}, row {i}") for i, row in enumerate(rows)]
+    prompts = [_prompt(data, row, f"{side}-{i}", f"data.{side}, row {i}") for i, row in enumerate(rows)]
+    # A reward gets None for a column that a row lacks, whatever rows it is called with.
+    columns = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
+    return [dataclasses.replace(prompt, columns=columns | prompt.columns) for prompt in prompts]
 
 
 def _prompt(data: Data, row: Row, id: str, where: str) -> Prompt:

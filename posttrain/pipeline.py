@@ -113,6 +113,11 @@ class _Run:
             log.warning(
                 "accelerate launch started a single process; without GPUs, --multi_gpu starts several"
             )
+        if recipe.train.ahead and self.accelerator.num_processes > 1:
+            raise PosttrainError(
+                "train.ahead: the next batch is drawn by a thread that cannot talk to the other "
+                f"{self.accelerator.num_processes - 1} processes; set it to false, or run one process"
+            )
         self.main = self.accelerator.is_main_process
         if self.main:
             folder.mkdir(parents=True, exist_ok=True)

@@ -177,6 +177,8 @@ class Train(Section):
     """Tokens of a micro-batch, packed."""
     importance_cap: Positive | None = 2.0
     """Bound of the weights that correct the engine's probabilities to the trainer's; null: no correction."""
+    ahead: bool = False
+    """Draw the next step's completions while this step learns, by weights one step older; one process."""
     checkpoint_every: Whole = 0
     """In steps; 0: only at the end, or when stopped."""
     keep: Count = 2
@@ -188,6 +190,12 @@ class Train(Section):
         if self.loss == "cispo" and self.clip_high is not None and self.clip_high < 1:
             raise Wrong(
                 "clip_high", f"is {self.clip_high}: for cispo it bounds the ratio itself; choose 1 or more"
+            )
+        if self.ahead and self.importance_cap is None:
+            raise Wrong(
+                "importance_cap",
+                "is null, but with train.ahead completions are of older weights, and this corrects for it; "
+                "set it to 2.0, say, or train.ahead to false",
             )
         if self.warmup > self.steps > 0:
             raise Wrong("warmup", f"is {self.warmup} steps, longer than the run ({self.steps} steps)")

@@ -140,6 +140,8 @@ class Rewards:
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Score]:
         """Score N completions, each with its prompt (the i-th belongs to the i-th).
 
+        The loop calls this while it generates, with the groups that have ended: a reward that compares rows
+        sees whole groups, but seldom the step's whole batch.
         A row on which a weighted reward fails has total None and the reason in `failures`; a row to which no
         weighted reward applies has total None as well. A reward of weight 0 is reported and decides nothing.
         """

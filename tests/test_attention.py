@@ -1,14 +1,16 @@
-"""The packed layout: which indices it makes, and that it makes none that nobody asks for."""
+"""The packed layout: it makes no index that nobody asks for. Which layout is in force, where."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from posttrain.attention import PackedLayout
+from posttrain import attention
+from posttrain.attention import PackedLayout, attending
 from posttrain.rollout import native
 from posttrain.rollout.native import NativeEngine
 from posttrain.train.logprobs import Policy
@@ -72,3 +74,19 @@ def test_a_prefill_makes_the_prompts_indices_alone(
     engine.generate([[5, 9, 2], [7]], 2, Sampling(max_tokens=3), [1, 2])
     [layout] = layouts
     assert made(layout) == {"prompts", "own", "inverse"} and layout.own[0].numel() == 0
+
+
+def test_a_layout_is_in_force_in_its_own_thread_alone() -> None:
+    mine, other = PackedLayout.of([2], [[1]]), PackedLayout.of([3], [[2]])
+
+    def elsewhere() -> tuple[object, object]:
+        before = attention._layout.get()
+        with attending(other):
+            return before, attention._layout.get()
+
+    with ThreadPoolExecutor(1) as thread, attending(mine):
+        assert thread.submit(elsewhere).result() == (None, other)
+        with attending(other):
+            assert attention._layout.get() is other
+        assert attention._layout.get() is mine
+    assert attention._layout.get() is None

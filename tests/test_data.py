@@ -101,6 +101,15 @@ def test_names_that_rewards_get_from_us_are_left_out(tmp_path: Path) -> None:
     assert first(tmp_path, row).columns == {"question": "1+1?", "level": 3, "prompt": "kept: it is text"}
 
 
+def test_every_row_has_every_column_for_rewards(tmp_path: Path) -> None:
+    rows = [{"question": "a?", "answer": "1", "n": 1}, {"question": "b?", "answer": "2", "m": 2}]
+    train, _ = load(files(tmp_path, rows))
+    assert [prompt.columns for prompt in train] == [
+        {"question": "a?", "n": 1, "m": None},
+        {"question": "b?", "n": None, "m": 2},
+    ]
+
+
 def test_chat_messages_are_used_as_they_are(tmp_path: Path) -> None:
     messages = [
         {"role": "system", "content": "s"},

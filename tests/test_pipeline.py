@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralForCausalLM
 
@@ -390,6 +391,49 @@ def test_stopped_anywhere_it_goes_on_as_if_it_had_not(
         if sample["split"] == "heldout"
     ]
     assert len(set(held)) == 16
+
+
+AHEAD = (*LONG, "train.ahead=true", "train.inner=2")
+
+
+@pytest.fixture(scope="module")
+def ahead_in_one_go(tmp_path_factory: pytest.TempPathFactory, _home: Path) -> Path:
+    from accelerate.state import AcceleratorState
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POSTTRAIN_HOME", str(_home))
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return run(tiny(tmp_path_factory.mktemp("ahead") / "run", *AHEAD))
+
+
+@pytest.mark.parametrize(
+    ("phase", "done"),
+    [("generating", 0), ("learning", 0), ("learning", 1), ("evaluating", 1), ("learning", 3), ("saving", 4)],
+)
+def test_ahead_it_goes_on_bit_for_bit(
+    phase: str, done: int, ahead_in_one_go: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny(tmp_path / "run", *AHEAD)
+    interrupted(recipe, lambda now, made: (now, made) == (phase, done), monkeypatch)
+    made = done + (phase == "evaluating")
+    saved = checkpoint.found(tmp_path / "run" / "checkpoints")
+    assert [path.name for path in saved] == [f"step-{made:06d}"] * (made > 0)
+    if saved:
+        assert (checkpoint.state_of(saved[-1]).ahead is not None) == (made < 4)
+    folder = run(recipe, resume=True)
+    told, expected = steps(folder), steps(ahead_in_one_go)
+    if phase == "evaluating":
+        assert told[1].pop("heldout", None) is None and expected[1].pop("heldout")
+    assert told == expected
+    same_weights(folder, ahead_in_one_go, within=0)
+    assert sum(record["mismatch"] or 0.0 for record in told[1:]) > 1e-4, "never off-policy"
+
+
+def test_ahead_takes_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    with pytest.raises(PosttrainError, match=r"^train\.ahead: .* set it to false, or run one process"):
+        run(tiny(tmp_path / "run", "train.ahead=true"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_checkpoints_on_the_way(tmp_path: Path, in_one_go: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,6 +189,11 @@ def test_bad_overrides(override: str, words: list[str], tmp_path: Path) -> None:
         ("train:\n  rounds: 0\n", 17, "train.rounds"),
         ("train:\n  loss: ppo\n", 17, "'grpo', 'dr_grpo', 'dapo', 'gspo' or 'cispo', not 'ppo'"),
         ("train:\n  warmup: 31\n", 17, "train.warmup: is 31 steps, longer than the run (30 steps)"),
+        (
+            "train:\n  ahead: true\n  importance_cap: null\n",
+            18,
+            "train.importance_cap: is null, but with train.ahead",
+        ),
         ("train:\n  loss: cispo\n  clip_low: 0.1\n", 18, "train.clip_low: the cispo loss has no lower clip"),
         ("train:\n  loss: cispo\n  clip_high: 0.1\n", 18, "train.clip_high: is 0.1"),
         ("train:\n  tokens: 64\n", 17, "train.tokens: is 64: one completion may have 128 tokens"),

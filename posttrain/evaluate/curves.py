@@ -46,7 +46,13 @@ def curves_section(run: Run) -> str:
         line_chart("Reward", steps, rewards, compact, height=200),
         _heldout_chart(run),
         line_chart("Pass rate and silent groups", steps, signal, percent, note=silent_note),
-        bar_chart("Seconds a step", steps, seconds, compact, note="By phase."),
+        bar_chart(
+            "Seconds a step",
+            steps,
+            seconds,
+            compact,
+            note="By phase; reward: what generating left to wait for.",
+        ),
     ]
     small = [
         line_chart(title, steps, [line(title.lower(), _key(key))], fmt, note=note)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Progress = Callable[[int, int], None]  # (completions finished, completions asked for); may raise to stop
+OnGroup = Callable[[int, list[Completion]], None]  # (which prompt, all of its completions)
 
 
 class Engine(Protocol):
@@ -21,6 +22,7 @@ class Engine(Protocol):
         sampling: Sampling,
         seeds: Sequence[int],
         on_progress: Progress | None = None,
+        on_group: OnGroup | None = None,
     ) -> list[list[Completion]]:
         """Continue each prompt n times.
 
@@ -30,6 +32,8 @@ class Engine(Protocol):
         Args:
             prompts: token ids of each prompt, none empty.
             seeds: one a prompt.
+            on_group: called once a prompt, in this thread, as soon as all of its completions have ended, with
+                the list that is returned for it.
 
         Returns:
             For each prompt, in order, its n completions.

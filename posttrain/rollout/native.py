@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from posttrain import decoder
 from posttrain.attention import DecodeLayout, KVCache, PackedLayout
 from posttrain.models import end_tokens
-from posttrain.rollout.engine import Progress
+from posttrain.rollout.engine import OnGroup, Progress
 from posttrain.rollout.forward import Forward, Layers, Modules
 from posttrain.rollout.sampling import draw
 from posttrain.types import Completion, Sampling
@@ -63,6 +63,7 @@ class NativeEngine:
         sampling: Sampling,
         seeds: Sequence[int],
         on_progress: Progress | None = None,
+        on_group: OnGroup | None = None,
     ) -> list[list[Completion]]:
         out: list[list[Completion]] = [[] for _ in prompts]
         done, total = 0, n * len(prompts)
@@ -74,14 +75,22 @@ class NativeEngine:
             for which in _parts(n, self.rows):
                 report = None if on_progress is None else (lambda k, done=done: on_progress(done + k, total))
                 uniform = torch.stack([_uniform(seeds[i], n, sampling.max_tokens)[which] for i in some])
-                batch = self._batch([prompts[i] for i in some], uniform, sampling, report)
-                for i, completions in zip(some, batch, strict=True):
-                    out[i] += completions
+
+                def take(k: int, completions: list[Completion], some=some) -> None:
+                    mine = out[some[k]]
+                    mine += completions
+                    if on_group is not None and len(mine) == n:
+                        on_group(some[k], mine)
+
+                self._batch([prompts[i] for i in some], uniform, sampling, report, take)
                 done += uniform.shape[0] * uniform.shape[1]
         return out
 
-    def _batch(self, prompts, uniform: Tensor, sampling: Sampling, report) -> list[list[Completion]]:
-        """uniform: [prompts, n, R], the randomness of every token of the n completions of each prompt."""
+    def _batch(self, prompts, uniform: Tensor, sampling: Sampling, report, on_group: OnGroup) -> None:
+        """uniform: [prompts, n, R], the randomness of every token of the n completions of each prompt.
+
+        Hands each prompt's n completions to `on_group` when the last of them has ended.
+        """
         device = self.device
         S, n, R = uniform.shape
         B = S * n
@@ -99,6 +108,14 @@ class NativeEngine:
         taken = torch.full((B,), R, device=device)  # tokens of each row; R until it ends
         ended = torch.zeros(B, dtype=torch.bool, device=device)
         rows = torch.arange(B, device=device)  # which completion each row of the live batch is
+        told = torch.zeros(S, dtype=torch.bool, device=device)  # groups that were handed over
+
+        def hand_over(groups: Tensor) -> None:
+            for k in groups.nonzero()[:, 0].tolist():
+                g = slice(k * n, (k + 1) * n)
+                on_group(k, self._completions(tokens[g], logprobs[g], taken[g], ended[g]))
+            told.logical_or_(groups)
+
         for t in range(R):
             token, logprob = draw(self.model.logits(hidden), uniform[rows, t], sampling)
             tokens[rows, t], logprobs[rows, t] = token, logprob
@@ -108,6 +125,7 @@ class NativeEngine:
                 taken[rows[stopped]] = t + 1
                 if report is not None:
                     report(int(ended.sum()))
+                hand_over(ended.view(S, n).all(1) & ~told)
                 alive = ~ended[rows]
                 left = int(alive.sum())
                 if left == 0:
@@ -128,7 +146,7 @@ class NativeEngine:
                 positions = positions + 1
         if report is not None:
             report(B)
-        return self._collect(tokens, logprobs, taken, ended, n)
+        hand_over(~told)
 
     def _prefill(self, prompts: Sequence[list[int]], n: int) -> tuple[Tensor, KVCache]:
         """Run every prompt once, packed; return the last hidden state [B, H] and the cache for its n rows."""
@@ -153,16 +171,17 @@ class NativeEngine:
         ]
         return KVCache(make(), make())
 
-    def _collect(
-        self, tokens: Tensor, logprobs: Tensor, taken: Tensor, ended: Tensor, n: int
-    ) -> list[list[Completion]]:
+    def _completions(
+        self, tokens: Tensor, logprobs: Tensor, taken: Tensor, ended: Tensor
+    ) -> list[Completion]:
+        """tokens, logprobs [n, R]; taken, ended [n]."""
         ids, lps = tokens.tolist(), logprobs.tolist()
-        flat: list[Completion] = []
+        out: list[Completion] = []
         for i, (k, stop) in enumerate(zip(taken.tolist(), ended.tolist(), strict=True)):
             said = ids[i][: k - 1] if stop else ids[i][:k]
             text = self.tokenizer.decode(said, skip_special_tokens=True)
-            flat.append(Completion(ids[i][:k], lps[i][:k], "stop" if stop else "length", str(text)))
-        return [flat[i : i + n] for i in range(0, len(flat), n)]
+            out.append(Completion(ids[i][:k], lps[i][:k], "stop" if stop else "length", str(text)))
+        return out
 
 
 def _parts(n: int, rows: int) -> list[slice]:

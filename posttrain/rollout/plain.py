@@ -12,7 +12,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from posttrain.models import end_tokens, frozen_copy
-from posttrain.rollout.engine import Progress
+from posttrain.rollout.engine import OnGroup, Progress
 from posttrain.types import Completion, Sampling
 
 
@@ -36,6 +36,7 @@ class PlainEngine:
         sampling: Sampling,
         seeds: Sequence[int],
         on_progress: Progress | None = None,
+        on_group: OnGroup | None = None,
     ) -> list[list[Completion]]:
         out = []
         # A checkpoint's own generation_config may bring penalties and cuts that the trainer knows nothing of.
@@ -47,6 +48,8 @@ class PlainEngine:
                 with torch.random.fork_rng():
                     torch.manual_seed(seed)
                     out.append(self._group(prompt, n, sampling))
+                if on_group is not None:
+                    on_group(i, out[i])
         finally:
             self.model.generation_config = config
         return out

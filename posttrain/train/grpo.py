@@ -1,67 +1,64 @@
 """Group relative policy optimisation, in the order of the paper (arXiv 2402.03300, algorithm 1).
 
-    a step:  draw prompts -> G completions each -> rewards -> advantages within the group
+    a step:  draw prompts -> G completions each -> rewards, as groups end -> advantages within the group
              -> drop what carries no signal -> packed micro-batches
              -> loss, backward, update -> engine takes weights
 
 One process or many: prompts are drawn from one global order and dealt to the processes, every completion's
 randomness hangs on (seed, step, prompt) alone, and the loss's denominators are global, so the number of
 processes changes nothing but rounding.
+
+With `train.ahead` the batch of step k + 1 is drawn while step k learns, by the weights w_k that step k begins
+with, and learnt from at w_{k+1}: one step off-policy. What corrects for it is the decoupled objective (Hilton
+et al., arXiv 2110.00641; AReaL, arXiv 2505.24298), with its weight truncated:
+
+    min(p_old / p_sampled, cap) * min(r A, clip(r) A),    r = p / p_old
+
+p_sampled: the probability that the engine drew the token with, so under w_k and in the engine's precision.
+p_old: under w_{k+1}, before the first of the `train.inner` passes, where r = 1. So the clip keeps the policy
+close to the weights that the update starts from, not to those that sampled (the same, without `ahead`).
+
+No weight moves before the next batch is complete. So the engine may share the policy's weights; and whatever
+stops a step leaves the weights and the batch of the step before, which is what a checkpoint holds. The price:
+only the first of several passes overlaps with generation.
 """
 
 from __future__ import annotations
 
 import math
-import random
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from posttrain.memory import Keeper
-from posttrain.profile import count_tokens, span
+from posttrain.profile import span
 from posttrain.recipe import Recipe
 from posttrain.rewards import Rewards
 from posttrain.rollout.engine import Engine
-from posttrain.train.advantages import AdvantageKind, advantages, default_kind
+from posttrain.train.background import Ahead, Watch
+from posttrain.train.collect import Collector, Drawn
 from posttrain.train.loss import clip_bounds, importance_weights, policy_loss, token_weights
 from posttrain.train.metrics import gather, step_metrics
 from posttrain.train.packing import PackedBatch, TrainGroup, TrainRow, micro_batches, pack
-from posttrain.types import Group, Prompt, Sampling
-
-MAX_DRAW = 4  # a later round of dynamic sampling draws at most so many prompts for every group still missing
+from posttrain.types import Group, Prompt
 
 
 @dataclass
 class State:
-    """What, beside policy and optimizer, a run is: steps done, and prompts drawn from the global order."""
+    """What, beside policy and optimizer, a run is: steps done, and prompts they drew from the global order.
+
+    ahead: the next step's batch, as JSON, where it is drawn already (`train.ahead`).
+    """
 
     step: int = 0
     cursor: int = 0
-
-
-class Watch(Protocol):
-    """Told what the loop is doing. May raise at any call: no weight has moved since the last step."""
-
-    def __call__(self, phase: str, done: int, total: int) -> None: ...
-
-
-@dataclass
-class Drawn:
-    """A group as the loop sees it: where in the order its prompt stood, and its completions' advantages."""
-
-    index: int
-    group: Group
-    advantages: list[float | None]
-
-    @property
-    def silent(self) -> bool:
-        return not any(self.advantages)
+    ahead: dict[str, Any] | None = None
 
 
 class GRPO:
@@ -90,107 +87,58 @@ class GRPO:
     ):
         self.recipe, self.accelerator, self.engine, self.rewards = recipe, accelerator, engine, rewards
         self.policy, self.reference, self.optimizer = policy, reference, optimizer
-        self.prompts, self.encode, self.state, self.watch = prompts, encode, state, watch
-        self.sampling = Sampling(**recipe.sampling.model_dump(exclude={"completions"}))
-        self.kind: AdvantageKind = recipe.train.advantage or default_kind(recipe.train.loss)
+        self.state, self.watch = state, watch
+        self.collector = Collector(
+            recipe, accelerator=accelerator, engine=engine, rewards=rewards, prompts=prompts, encode=encode
+        )
         self.clip = clip_bounds(recipe.train.loss, recipe.train.clip_low, recipe.train.clip_high)
         self.keep = Keeper()
-        self._order: tuple[int, list[int]] = -1, []  # the permutation of the epoch asked for last
 
     def step(self) -> tuple[dict[str, Any], list[Group]]:
         """One step of the algorithm; -> its metrics (of all processes) and this process's groups."""
         began = time.perf_counter()
-        state = replace(self.state)
-        drawn, times, rounds = self._collect(state)
-        train, signal = self._learnable(drawn)
+        state = self.state
+        if state.ahead is None:
+            batch = self.collector.collect(state.step, state.cursor, self.watch)
+        else:
+            batch = self.collector.from_json(state.ahead)
+        train, signal = self._learnable(batch.drawn)
         at = time.perf_counter()
         learning_rate = self._set_learning_rate(state.step)
-        update = self._update(train)
+        with self._next_batch(batch.cursor) as next_batch:
+            update = self._update(train, next_batch)
+            ahead, waited = next_batch()
         with span("sync"):
             self.engine.sync(self.accelerator.unwrap_model(self.policy).model)
         self.keep()
-        times["update"] = time.perf_counter() - at
-        self.state.step, self.state.cursor = state.step + 1, state.cursor
+        times = batch.times | {"update": time.perf_counter() - at - waited}
+        times["generate"] += waited
+        state.step, state.cursor, state.ahead = state.step + 1, batch.cursor, ahead
         metrics = step_metrics(
-            [(d.group, d.silent) for d in drawn],
+            [(d.group, d.silent) for d in batch.drawn],
             self.rewards.names,
             update,
             times,
             time.perf_counter() - began,
         )
         metrics |= {
-            "step": self.state.step,
-            "rounds": rounds,
+            "step": state.step,
+            "rounds": batch.rounds,
             "learning_rate": learning_rate,
             "signal": signal,
         }
-        return metrics, [d.group for d in drawn]
+        return metrics, [d.group for d in batch.drawn]
 
-    # -- rollouts --------------------------------------------------------------------------------------------
-
-    def _collect(self, state: State) -> tuple[list[Drawn], dict[str, float], int]:
-        """Draw prompts, round by round, until `train.prompts` groups carry signal or the rounds are used up.
-
-        Returns the groups of this process, the seconds by phase, and the number of rounds.
-        """
-        wanted = self.recipe.train.prompts
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        drawn: list[Drawn] = []
-        times = {"generate": 0.0, "reward": 0.0}
-        count, total, loud, rounds = wanted, 0, 0, 0
-        while rounds < self.recipe.train.rounds:
-            rounds += 1
-            indices = range(state.cursor, state.cursor + count)
-            state.cursor += count
-            total += count
-            new = self._rollout([i for i in indices if i % world == rank], state.step, times)
-            drawn += new
-            loud += sum(gather([sum(not d.silent for d in new)]))
-            if loud >= wanted:
-                break
-            # As many as the share with signal so far says are needed for what is missing.
-            missing = wanted - loud
-            count = min(math.ceil(missing * total / max(loud, 1)), missing * MAX_DRAW)
-        return drawn, times, rounds
-
-    def _rollout(self, indices: Sequence[int], step: int, times: dict[str, float]) -> list[Drawn]:
-        if not indices:
-            return []
-        prompts = [self._prompt(i) for i in indices]
-        tokens = [self.encode(prompt) for prompt in prompts]
-        seeds = [random.Random(f"{self.recipe.seed}/{step}/{i}").getrandbits(63) for i in indices]
-        at = time.perf_counter()
-        G = self.recipe.sampling.completions
-        with span("generate"):
-            completions = self.engine.generate(
-                tokens, G, self.sampling, seeds, lambda done, total: self.watch("generating", done, total)
-            )
-        sampled = sum(len(c.tokens) for group in completions for c in group)
-        count_tokens("sampled", sampled, sampled)
-        times["generate"] += time.perf_counter() - at
-        at = time.perf_counter()
-        self.watch("scoring", 0, len(indices) * G)
-        groups = [Group(*parts) for parts in zip(prompts, tokens, completions, strict=True)]
-        with span("reward"):
-            flat = self.rewards.score(
-                [g.prompt for g in groups for _ in range(G)], [c for g in groups for c in g.completions]
-            )
-        for k, group in enumerate(groups):
-            group.scores = flat[k * G : (k + 1) * G]
-        times["reward"] += time.perf_counter() - at
-        return [
-            Drawn(i, group, advantages([score.total for score in group.scores], self.kind))
-            for i, group in zip(indices, groups, strict=True)
-        ]
-
-    def _prompt(self, index: int) -> Prompt:
-        """The prompt at a place of the endless global order: every epoch its own seeded permutation."""
-        epoch, place = divmod(index, len(self.prompts))
-        if epoch != self._order[0]:
-            order = list(range(len(self.prompts)))
-            random.Random(f"{self.recipe.seed}/epoch/{epoch}").shuffle(order)
-            self._order = epoch, order
-        return self.prompts[self._order[1][place]]
+    @contextmanager
+    def _next_batch(self, cursor: int) -> Iterator[Callable[[], tuple[dict[str, Any] | None, float]]]:
+        """Start to draw the next step's batch, where that is done ahead. Gives a call that waits until it is
+        complete; -> State.ahead, and seconds waited so far."""
+        step = self.state.step + 1
+        if not self.recipe.train.ahead or step >= self.recipe.train.steps:
+            yield lambda: (None, 0.0)
+            return
+        with Ahead(lambda watch: self.collector.collect(step, cursor, watch)) as ahead:
+            yield lambda: (ahead.wait(self.watch).as_json(), ahead.waited)
 
     # -- what is learnt from ---------------------------------------------------------------------------------
 
@@ -227,7 +175,7 @@ class GRPO:
                 torch.tensor(lengths),
                 rows=rows,
                 tokens=tokens,
-                max_tokens=self.sampling.max_tokens,
+                max_tokens=self.recipe.sampling.max_tokens,
             )
             kept = [
                 TrainRow(c.tokens, c.logprobs, a or 0.0, w)
@@ -240,8 +188,11 @@ class GRPO:
 
     # -- the update ------------------------------------------------------------------------------------------
 
-    def _update(self, groups: Sequence[TrainGroup]) -> dict[str, float]:
-        """`train.inner` passes over the batch, an optimizer step each; -> sums and norms for the metrics."""
+    def _update(self, groups: Sequence[TrainGroup], next_batch: Callable[[], Any]) -> dict[str, float]:
+        """`train.inner` passes over the batch, an optimizer step each; -> sums and norms for the metrics.
+
+        next_batch: called before any weight moves.
+        """
         train, device = self.recipe.train, self.accelerator.device
         with span("pack"):
             batches = [pack(some, device) for some in micro_batches(groups, train.tokens)]
@@ -263,6 +214,8 @@ class GRPO:
                 with nullcontext() if last else self.accelerator.no_sync(self.policy):
                     for name, value in self._backward(batch, ref, old).items():
                         sums[name] = sums.get(name, 0.0) + value
+            if inner == 0:
+                next_batch()
             with span("optimizer"):
                 norm = float(self.accelerator.clip_grad_norm_(self.policy.parameters(), train.max_grad_norm))  # pyright: ignore[reportArgumentType]
                 sums["grad_norm"] = norm

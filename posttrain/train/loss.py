@@ -85,9 +85,10 @@ def token_weights(variant: Variant, lengths: Tensor, *, rows: int, tokens: int, 
 def importance_weights(trainer: Tensor, engine: Tensor, cap: float) -> Tensor:
     """[M] truncated importance weights min(p_trainer / p_engine, cap), without gradient: `correction` below.
 
-    They correct for the engine (low precision, another kernel) drawing tokens from a slightly different
-    policy than the trainer computes; the cap bounds their variance (Ionides 2008; TRL's "token_truncate").
-    trainer: [M] the trainer's log-probabilities of the sampled tokens at the weights that sampled them.
+    They correct for the engine (low precision, another kernel; with `train.ahead`, weights one step older)
+    drawing tokens from a slightly different policy than the trainer computes; the cap bounds their variance
+    (Ionides 2008; TRL's "token_truncate").
+    trainer: [M] the trainer's log-probabilities of the sampled tokens, by the weights the update starts from.
     engine: [M] those that the engine returned; NaN (it could not say) gives weight 1.
     """
     difference = (trainer - engine).detach().nan_to_num(nan=0.0)
@@ -112,7 +113,7 @@ def policy_loss(
     """The loss to minimise (0-d, summed over the tokens given, differentiable in logp) and its statistics.
 
     logp: [M] log-probabilities under the policy being trained, with gradient.
-    old: [M] those under the weights that sampled the tokens; None: these are the weights (ratio 1).
+    old: [M] those under the weights that the update starts from; None: these are the weights (ratio 1).
     advantage, weight: [N], the weight from `token_weights`. Completions of weight 0 are masked: whatever
         their tokens hold, they change neither loss, gradient nor statistics.
     row: [M] long, the completion of each token. gspo needs all tokens of a completion in the same call.

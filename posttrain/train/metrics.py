@@ -29,7 +29,9 @@ def step_metrics(
         groups: this process's groups, each with whether it is silent.
         names: of the rewards; the first one says right or wrong.
         update: sums over the trained tokens from the update ("tokens" of them, over "passes" passes).
-        times: seconds by phase on this process.
+        times: seconds by phase on this process. "reward" is what the loop waited for rewards after it had
+            generated, since they run meanwhile; with `train.ahead`, "generate" is what it waited for the next
+            batch after it had its gradients, that batch's rewards included.
 
     Returns:
         the record of the step. A mean over nothing is None.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -216,6 +217,31 @@ def test_progress_is_told_and_may_stop_the_generation(engine: NativeEngine) -> N
             engine.generate(PROMPTS, 3, SAMPLED, SEEDS, stop)
         assert model.training, "left in evaluation mode"
         assert engine.generate(PROMPTS, 3, SAMPLED, SEEDS) == expected
+
+
+@pytest.mark.parametrize("rows", [1, 2, 6, 128])
+def test_a_group_is_handed_over_as_soon_as_it_has_ended(
+    rows: int, build: Build, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    engine = NativeEngine(build(), tokenizer, torch.float32, rows=rows)
+    engine.ends = torch.arange(1, 30)
+    done, given = [0], []
+
+    def on_group(i: int, completions: list[Completion]) -> None:
+        given.append((i, done[-1], completions, copy.deepcopy(completions)))
+
+    groups = engine.generate(PROMPTS, 3, SAMPLED, SEEDS, lambda k, _: done.append(k), on_group)
+    assert sorted(i for i, *_ in given) == list(range(5))
+    assert all(groups[i] is theirs and theirs == then for i, _, theirs, then in given)
+    assert groups == NativeEngine.generate(engine, PROMPTS, 3, SAMPLED, SEEDS)
+    if rows == 128:  # all in one batch
+        everything = [completion for group in groups for completion in group]
+        for _, ended, group, _ in given:
+            last = max(len(completion.tokens) for completion in group)
+            by_then = [c for c in everything if c.finish == "stop" and len(c.tokens) <= last]
+            cut = any(completion.finish == "length" for completion in group)
+            assert ended == (15 if cut else len(by_then))
+        assert min(ended for _, ended, *_ in given) < 15, "none ended before the batch"
 
 
 # -- the low-precision copy --------------------------------------------------------------------------------

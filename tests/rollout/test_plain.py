@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -104,6 +105,16 @@ def test_the_copy_takes_new_weights(build: Build, tokenizer: PreTrainedTokenizer
     after = engine.generate(PROMPTS, 2, SAMPLED, SEEDS)
     assert after != before
     assert after == PlainEngine(policy, tokenizer, torch.bfloat16).generate(PROMPTS, 2, SAMPLED, SEEDS)
+
+
+def test_groups_are_handed_over_one_by_one(build: Build, tokenizer: PreTrainedTokenizerFast) -> None:
+    engine = PlainEngine(build(), tokenizer, torch.float32)
+    told: list[Any] = []
+    groups = engine.generate(
+        PROMPTS, 2, SAMPLED, SEEDS, lambda done, _: told.append(done), lambda *given: told.append(given)
+    )
+    assert told == [0, (0, groups[0]), 2, (1, groups[1]), 4, (2, groups[2])]
+    assert all(told[2 * i + 1][1] is group for i, group in enumerate(groups))
 
 
 def test_progress_may_stop_it(build: Build, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
+import random
 import statistics
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -116,6 +119,7 @@ def plainly(
     reference: PreTrainedModel | None = None,
     temperature: float = 1.0,
     skip: Callable[[Completion], bool] = lambda _: False,
+    cap: float | None = None,
 ) -> torch.Tensor:
     """The paper's update on these groups, one row at a time; -> how far the weights move, in one vector."""
     model = copy.deepcopy(before)
@@ -145,6 +149,8 @@ def plainly(
             logp = logprobs(model, group, completion)
             ratio = (logp - old).exp()
             objective = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+            if cap is not None:
+                objective = objective * (old - torch.tensor(completion.logprobs)).exp().clamp(max=cap)
             if ref is not None:
                 objective = objective - beta * ((ref - logp).exp() - (ref - logp) - 1) * ratio
             (-objective.mean() / rows).backward()
@@ -281,6 +287,42 @@ def test_what_the_engine_got_wrong_is_corrected_up_to_a_bound(
     metrics, groups = loop.grpo.step()
     assert metrics["mismatch"] == pytest.approx(0.4054651, abs=1e-4)
     assert_close(loop.moved(), factor * plainly(loop.before, groups, rows=16))
+
+
+# -- rewards beside generation ------------------------------------------------------------------------------
+
+
+def test_scores_are_those_of_one_call_at_the_end(build: Build, tokenizer: PreTrainedTokenizerFast) -> None:
+    calls: list[int] = []
+
+    def rule(prompt: Prompt, completion: Completion) -> float | None:
+        return None if completion.tokens[0] % 3 == 0 else even_share(prompt, completion)
+
+    class Counted(Rules):
+        def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Score]:
+            calls.append(len(prompts))
+            return super().score(prompts, completions)
+
+    loop = Loop(build, tokenizer, rule, "train.prompts=7")
+    loop.grpo.collector.rewards = Counted(rule)  # pyright: ignore[reportAttributeAccessIssue]
+    _, groups = loop.grpo.step()
+    assert sum(calls) == 28 and all(rows % 4 == 0 for rows in calls), "parts of a group were scored"
+    rows = [(group.prompt, completion) for group in groups for completion in group.completions]
+    at_the_end = Rules(rule).score([prompt for prompt, _ in rows], [completion for _, completion in rows])
+    assert [score for group in groups for score in group.scores] == at_the_end
+
+
+def test_what_scoring_raises_reaches_the_loop(build: Build, tokenizer: PreTrainedTokenizerFast) -> None:
+    error = LookupError("no such thing")
+
+    def rule(prompt: Prompt, completion: Completion) -> float:
+        raise error
+
+    loop = Loop(build, tokenizer, rule)
+    with pytest.raises(LookupError) as raised:
+        loop.grpo.step()
+    assert raised.value is error
+    assert not loop.moved().any() and loop.grpo.state == State()
 
 
 # -- masked rows -------------------------------------------------------------------------------------------
@@ -445,6 +487,163 @@ def test_the_record_of_a_step(build: Build, tokenizer: PreTrainedTokenizerFast) 
     assert 0 < metrics["entropy"] < 4.6 and metrics["masked_rows"] == 0
     phases = [metrics[f"seconds_{phase}"] for phase in ("generate", "reward", "update")]
     assert all(seconds >= 0 for seconds in phases) and sum(phases) <= metrics["seconds"]
+
+
+# -- the next batch while this one is learnt from -----------------------------------------------------------
+
+
+def snapshot(model: PreTrainedModel) -> PreTrainedModel:
+    copied = copy.deepcopy(model)
+    copied.set_attn_implementation("sdpa")
+    return copied
+
+
+def between(now: PreTrainedModel, then: PreTrainedModel) -> torch.Tensor:
+    pairs = zip(now.parameters(), then.parameters(), strict=True)
+    return torch.cat([(a - b).detach().flatten() for a, b in pairs])
+
+
+def ahead_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("ahead")]
+
+
+AHEAD = ("train.ahead=true", "train.steps=3", "train.learning_rate=0.05")
+
+
+@pytest.mark.parametrize("inner", [1, 3])
+def test_ahead_is_a_stale_sampler_then_a_corrected_update(
+    inner: int, build: Build, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    cap = 1.1
+    loop = Loop(build, tokenizer, even_share, *AHEAD, f"train.inner={inner}", f"train.importance_cap={cap}")
+    past = [snapshot(loop.model)]
+    for step in range(3):
+        metrics, groups = loop.grpo.step()
+        past.append(snapshot(loop.model))
+        sampler, learner = past[max(step - 1, 0)], past[step]
+        engine = NativeEngine(snapshot(sampler), tokenizer, torch.float32)
+        engine.ends = loop.engine.ends
+        seeds = [random.Random(f"{loop.recipe.seed}/{step}/{4 * step + k}").getrandbits(63) for k in range(4)]
+        prompts = [group.prompt_tokens for group in groups]
+        drawn = engine.generate(prompts, 4, loop.grpo.collector.sampling, seeds)
+        assert [group.completions for group in groups] == drawn
+        moved = between(past[step + 1], learner)
+        plain = {"rows": 16, "updates": inner, "rate": 0.05}
+        assert_close(moved, plainly(learner, groups, **plain, cap=cap), tolerance=5e-3)
+        uncorrected = plainly(learner, groups, **plain)
+        if step == 0:
+            assert_close(moved, uncorrected, tolerance=5e-3)
+        else:
+            assert metrics["mismatch"] > 0.01
+            assert (moved - uncorrected).norm() > 0.02 * moved.norm(), "the correction does not matter here"
+        assert (loop.grpo.state.step, loop.grpo.state.cursor) == (step + 1, 4 * (step + 1))
+
+
+def test_the_last_step_draws_no_batch_for_nobody(build: Build, tokenizer: PreTrainedTokenizerFast) -> None:
+    loop, calls = Loop(build, tokenizer, even_share, *AHEAD), []
+    generate = loop.engine.generate
+
+    def counted(*args: Any, **kwargs: Any) -> list[list[Completion]]:
+        calls.append(threading.current_thread() is threading.main_thread())
+        return generate(*args, **kwargs)
+
+    loop.engine.generate = counted
+    left = [loop.grpo.step() and loop.grpo.state.ahead is not None for _ in range(3)]
+    assert left == [True, True, False] and calls == [True, False, False]
+    assert not ahead_threads()
+    off = Loop(build, tokenizer, even_share, "train.steps=3")
+    off.grpo.step()
+    assert off.grpo.state.ahead is None
+
+
+def test_a_batch_drawn_ahead_survives_json(build: Build, tokenizer: PreTrainedTokenizerFast) -> None:
+    """With dynamic sampling: later rounds move the cursor of the batch, not that of the steps done."""
+    overrides = (*AHEAD, "train.prompts=2", "train.rounds=9")
+    loop = Loop(build, tokenizer, loud("p0", "p1", "p2"), *overrides)
+    loop.grpo.step()
+    state = loop.grpo.state
+    assert state.ahead is not None and state.ahead["cursor"] > state.cursor
+    other = Loop(
+        build,
+        tokenizer,
+        loud("p0", "p1", "p2"),
+        *overrides,
+        state=State(state.step, state.cursor, json.loads(json.dumps(state.ahead))),
+    )
+    other.model.load_state_dict(loop.model.state_dict())
+    for _ in range(2):
+        (ours, groups), (theirs, again) = loop.grpo.step(), other.grpo.step()
+        assert groups == again and (ours["rounds"], ours["loss"]) == (theirs["rounds"], theirs["loss"])
+        assert loop.grpo.state == other.grpo.state
+    assert not between(loop.model, other.model).any()
+
+
+@pytest.mark.parametrize("stop", ["never", "learning", "waiting"])
+def test_no_weight_moves_while_a_batch_is_drawn(
+    stop: str, build: Build, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32 the engine runs the policy itself. Drawing ends only once the loop waits for it."""
+
+    class Interrupted(Exception):
+        pass
+
+    undisturbed = Loop(build, tokenizer, even_share, *AHEAD)
+    expected = [undisturbed.grpo.step()[1] for _ in range(3)]
+    loop = Loop(build, tokenizer, even_share, *AHEAD)
+    generate, update = loop.engine.generate, loop.grpo.optimizer.step
+    drawing, waited, stops = threading.Event(), threading.Event(), [stop]
+
+    def slow(*args: Any, **kwargs: Any) -> list[list[Completion]]:
+        if threading.current_thread() is threading.main_thread():
+            return generate(*args, **kwargs)
+        before = snapshot(loop.model)
+        waited.clear()
+        drawing.set()
+        try:
+            assert stop == "learning" or waited.wait(30), "nobody waits"
+            return generate(*args, **kwargs)
+        finally:
+            assert not between(loop.model, before).any()
+            drawing.clear()
+
+    def watch(phase: str, done: int, total: int) -> None:
+        waiting = phase == "generating" and drawing.is_set()
+        if waiting:
+            waited.set()
+        if loop.grpo.state.step == 1 and stops[0] == ("waiting" if waiting else phase):
+            stops[0] = "never"
+            raise Interrupted
+
+    def moves() -> None:
+        assert not drawing.is_set(), "a weight moves while a batch is drawn"
+        update()
+
+    loop.engine.generate, loop.grpo.watch = slow, watch
+    monkeypatch.setattr(loop.grpo.optimizer, "step", moves)
+    groups = [loop.grpo.step()[1]]
+    if stop != "never":
+        state, before = copy.deepcopy(loop.grpo.state), snapshot(loop.model)
+        with pytest.raises(Interrupted):
+            loop.grpo.step()
+        assert loop.grpo.state == state and state.ahead is not None
+        assert not between(loop.model, before).any() and not ahead_threads()
+    groups += [loop.grpo.step()[1] for _ in range(2)]
+    assert groups == expected and torch.equal(loop.moved(), undisturbed.moved())
+
+
+def test_what_drawing_ahead_raises_reaches_the_loop(build: Build, tokenizer: PreTrainedTokenizerFast) -> None:
+    scored: list[int] = []
+
+    def rule(prompt: Prompt, completion: Completion) -> float:
+        scored.append(1)
+        if len(scored) > 16:  # the second batch
+            raise LookupError("no such thing")
+        return even_share(prompt, completion)
+
+    loop = Loop(build, tokenizer, rule, *AHEAD)
+    with pytest.raises(LookupError):
+        loop.grpo.step()
+    assert not loop.moved().any() and loop.grpo.state == State() and not ahead_threads()
 
 
 # -- the learning rate -------------------------------------------------------------------------------------
