@@ -145,7 +145,7 @@ def _trl(job: Job, gate: Gate, folder: Path) -> None:
 
 
 def order(rows: list[Any], seed: int, count: int) -> list[Any]:
-    """The first prompts of the run, in the order in which posttrain's loop draws them (GRPO._prompt)."""
+    """The first prompts of the run, in the order in which posttrain's loop draws them (Collector._prompt)."""
     import random
 
     places = list(range(len(rows)))

@@ -51,7 +51,7 @@ def write(job: Job, pairs: Path, prompt: int | None, gate: Gate, folder: Path) -
     gate.ready()
     gate.begin()
     with loop.rewards:
-        prompts = [loop.encode(p) for p in loop.prompts]
+        prompts = [loop.collector.encode(p) for p in loop.collector.prompts]
         if prompt is not None:
             text = [token for p in prompts for token in p] * (prompt // len(prompts[0]))
             prompts = [(text[: prompt - len(p)] + p)[-prompt:] for p in prompts]
@@ -72,7 +72,7 @@ def _recipe(job: Job) -> Any:
 def _groups(loop: Any, pairs: Pairs) -> Any:
     """Pairs as what the loop learns from."""
     from posttrain.train.advantages import advantages
-    from posttrain.train.grpo import Drawn
+    from posttrain.train.collect import Drawn
     from posttrain.types import Completion, Group, Prompt
 
     rewards: Any = alternate_rewards([None] * COMPLETIONS)
@@ -80,7 +80,7 @@ def _groups(loop: Any, pairs: Pairs) -> Any:
         Drawn(
             i,
             Group(Prompt(str(i), "", None), p, [Completion(c, [0.0] * len(c), "stop", "") for c in some]),
-            advantages(rewards, loop.kind),
+            advantages(rewards, loop.collector.kind),
         )
         for i, (p, some) in enumerate(pairs)
     ]
@@ -103,7 +103,7 @@ def _posttrain(job: Job, pairs: Path, shared: Path, gate: Gate, folder: Path) ->
     with loop.rewards:
         for _ in range(job.rounds):
             gate.begin()
-            sums = loop._update(groups)
+            sums = loop._update(groups, lambda: None)
             loop.engine.sync(model)
             gate.end(tokens=trained, packed=packed, loss=sums["loss"], flops=flops, peak=costs.peak)
 
@@ -208,5 +208,5 @@ def _linear(job: Job, pairs: Path, load: str, gate: Gate, folder: Path) -> None:
     with loop.rewards:
         for _ in range(job.rounds):
             gate.begin()
-            loop._update(groups)
+            loop._update(groups, lambda: None)
             gate.end(tokens=trained, packed=packed)

@@ -11,7 +11,7 @@ layout in force instead:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from posttrain import flex
 
@@ -62,6 +63,24 @@ def use(model: PreTrainedModel) -> None:
     if not getattr(model, "_supports_attention_backend", False):
         raise NotPackable(f"{type(model).__name__} does not dispatch its attention")
     model.set_attn_implementation(NAME)
+
+
+def recompute(model: PreTrainedModel) -> None:
+    """Activation checkpointing by the model's own layers, in evaluation mode and under a layout.
+
+    transformers' layers checkpoint only while they train, and a policy does not (no dropout): the flag is set
+    on the layers alone, whose parts decide about dropout themselves. The backward pass runs a layer again
+    after `attending` has ended: it puts the layout back in force.
+    """
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        layout = _layout.get()
+        return nullcontext(), nullcontext() if layout is None else attending(layout)
+
+    model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True
 
 
 def _attention(

@@ -151,10 +151,12 @@ def run(
     positions: Tensor,
     spans: list[Span],
     dtype: torch.dtype,
+    keep: bool = True,
 ) -> Tensor:
     """Hidden states [T, H] float32 after the last layer, before the final norm, of packed groups.
 
-    tokens, positions: [T]. dtype: of the products; sums and norms are float32.
+    tokens, positions: [T]. dtype: of the products; sums and norms are float32. keep: what a layer's gradient
+    takes; else only its input is, and the rest computed again (activation checkpointing, arXiv 1604.06174).
     """
     base: Any = model.base_model
     table = base.embed_tokens
@@ -167,7 +169,7 @@ def run(
         if layer.shape not in attention:
             attention[layer.shape] = [Attention(span, layer.shape, dtype, x.device) for span in spans]
         within = attention[layer.shape]
-        x = _Decoder.apply(x, cos, sin, within, layer, layer.merged(dtype), *layer.parameters)
+        x = _Decoder.apply(x, cos, sin, within, layer, layer.merged(dtype), keep, *layer.parameters)
     return x
 
 
@@ -201,38 +203,49 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     x.copy_((wide * cos).addcmul_(wide.roll(x.shape[-1] // 2, -1), sin))
 
 
+def _forward(x, cos, sin, attention, layer: Layer, w: Merged, norms) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """One layer: x [T, H] float32 -> the same after attention and MLP, and what its gradient takes."""
+    shape, dtype = layer.shape, w.qkv.dtype
+    w1, w2, *head_norms = norms
+    # attention
+    r1 = rms(x, shape.eps)
+    qkv = F.linear(norm(x, r1, w1, dtype), w.qkv, w.qkv_bias)
+    heads = qkv.unflatten(-1, (-1, shape.head))
+    turned = heads[:, : shape.rotated]
+    normed = ()
+    if head_norms:
+        wh = by_head(head_norms, shape)
+        normed = turned.clone(), rms(turned.float(), shape.eps), wh
+        turned.copy_(norm(*normed, dtype))
+    rotate(turned, cos, sin)
+    o = attend(attention, heads, shape)
+    h = x + F.linear(o, w.o)
+    # MLP
+    r2 = rms(h, shape.eps)
+    gate, up = F.linear(norm(h, r2, w2, dtype), w.gate_up).chunk(2, -1)
+    out = F.linear(F.silu(gate).mul_(up), w.down)
+    return h + out, (r1, heads, o, h, r2, gate, up, *normed)
+
+
 class _Decoder(torch.autograd.Function):
-    """One layer: x [T, H] float32 -> the same after attention and MLP."""
+    """`_forward` as a node of the graph. keep: what the gradient takes is kept, else computed again."""
 
     @staticmethod
-    def forward(ctx: Any, x, cos, sin, attention, layer, w, *parameters):
-        shape: Shape = layer.shape
-        dtype = w.qkv.dtype
-        w1, w2, *head_norms = parameters[: layer.norms]
-        # attention
-        r1 = rms(x, shape.eps)
-        qkv = F.linear(norm(x, r1, w1, dtype), w.qkv, w.qkv_bias)
-        heads = qkv.unflatten(-1, (-1, shape.head))
-        turned = heads[:, : shape.rotated]
-        normed = ()
-        if head_norms:
-            wh = by_head(head_norms, shape)
-            normed = turned.clone(), rms(turned.float(), shape.eps), wh
-            turned.copy_(norm(*normed, dtype))
-        rotate(turned, cos, sin)
-        o = attend(attention, heads, shape)
-        h = x + F.linear(o, w.o)
-        # MLP
-        r2 = rms(h, shape.eps)
-        gate, up = F.linear(norm(h, r2, w2, dtype), w.gate_up).chunk(2, -1)
-        out = F.linear(F.silu(gate).mul_(up), w.down)
-        ctx.save_for_backward(x, cos, sin, r1, heads, o, h, r2, gate, up, w1, w2, *normed)
+    def forward(ctx: Any, x, cos, sin, attention, layer, w, keep, *parameters):
+        norms = parameters[: layer.norms]
+        out, kept = _forward(x, cos, sin, attention, layer, w, norms)
+        ctx.save_for_backward(x, cos, sin, *norms, *(kept if keep else ()))
         ctx.attention, ctx.layer, ctx.w = attention, layer, w
-        return h + out
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
-        x, cos, sin, r1, heads, o, h, r2, gate, up, w1, w2, *normed = ctx.saved_tensors
+        x, cos, sin, *saved = ctx.saved_tensors
+        norms, kept = saved[: ctx.layer.norms], saved[ctx.layer.norms :]
+        if not kept:
+            kept = _forward(x, cos, sin, ctx.attention, ctx.layer, ctx.w, norms)[1]
+        w1, w2 = norms[:2]
+        r1, heads, o, h, r2, gate, up, *normed = kept
         shape, w, dtype = ctx.layer.shape, ctx.w, heads.dtype
         # MLP, from its output back to h
         g = grads[0]
@@ -271,7 +284,7 @@ class _Decoder(torch.autograd.Function):
         sizes = [Hq * D, Hkv * D, Hkv * D]
         biases = dqkv.sum(0, dtype=torch.float32).split(sizes) if ctx.layer.biased else ()
         return (
-            dx, None, None, None, None, None,
+            dx, None, None, None, None, None, None,
             dw1, dw2, *head_norms,
             *dqkv_weight.split(sizes), do_weight, *dgate_up.split(gate.shape[1]), ddown, *biases,
         )  # fmt: skip

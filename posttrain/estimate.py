@@ -54,7 +54,9 @@ def estimate(recipe: Recipe, parameters: int, config: Any) -> dict[str, float]:
     )
     s, t = recipe.sampling, recipe.train
     rows = max(t.prompts * s.completions, 128)
-    per_token = layers * width * (13 * hidden + 6 * inner)
+    one_layer = width * (13 * hidden + 6 * inner)
+    # With checkpointing a layer keeps its input, and one layer at a time the rest.
+    per_token = 4 * hidden * layers + one_layer if t.activation_checkpointing else layers * one_layer
     memory = {
         "weights": 4 * parameters,
         "gradients": 4 * parameters,
@@ -62,7 +64,8 @@ def estimate(recipe: Recipe, parameters: int, config: Any) -> dict[str, float]:
         "engine's copy": 0 if compute == torch.float32 else width * parameters,
         "merged copies": width * parameters,
         "cache": 2 * layers * kv * width * min(rows, 128) * (s.max_tokens + 128),
-        "activations": t.tokens * per_token,
+        "activations": t.tokens
+        * (4 * hidden * layers + per_token // layers if t.activation_checkpointing else per_token),
         "logits": min(KEEP, t.tokens * text.vocab_size * width) + 3 * 4 * BLOCK * text.vocab_size,
     }
     if t.beta:

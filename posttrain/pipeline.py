@@ -136,7 +136,9 @@ class _Run:
         model, self.tokenizer = models.load(str(saved[-1]) if saved else recipe.model.name)
         state = checkpoint.state_of(saved[-1]) if saved else State()
         model.eval()  # no dropout: the log-probabilities of what was sampled must not change by chance
-        policy = Policy(model.to(accelerator.device), recipe.sampling.temperature)
+        policy = Policy(
+            model.to(accelerator.device), recipe.sampling.temperature, recipe.train.activation_checkpointing
+        )
         reference = self._reference(model) if recipe.train.beta else None
         optimizer = adamw(model, recipe.train.learning_rate, recipe.train.weight_decay)
         if saved:

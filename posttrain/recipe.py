@@ -175,6 +175,8 @@ class Train(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     tokens: Count = 4096
     """Tokens of a micro-batch, packed."""
+    activation_checkpointing: bool = False
+    """Keep each layer's input alone and compute the rest again for the gradient: less memory, more time."""
     importance_cap: Positive | None = 2.0
     """Bound of the weights that correct the engine's probabilities to the trainer's; null: no correction."""
     ahead: bool = False

@@ -40,6 +40,10 @@ class Engine(Protocol):
         """
         ...
 
+    def rest(self) -> None:
+        """Give back the memory that only generating needs. The next `sync` takes it again."""
+        ...
+
     def sync(self, policy: PreTrainedModel) -> None:
         """Take over the policy's weights."""
         ...

@@ -30,6 +30,10 @@ class Forward(Protocol):
         """[..., H] -> [..., V] float32."""
         ...
 
+    def rest(self) -> None:
+        """Drop what the next `sync` makes anew."""
+        ...
+
     def sync(self, policy: PreTrainedModel) -> None:
         """Take over the policy's weights."""
         ...
@@ -60,6 +64,9 @@ class Modules:
         head: Any = self.model.get_output_embeddings()
         return head(hidden).float()
 
+    def rest(self) -> None:
+        pass  # its weights are written in place
+
     def sync(self, policy: PreTrainedModel) -> None:
         if policy is self.model:
             return
@@ -78,11 +85,15 @@ class Layers:
         self.policy, self.layers, self.dtype = policy, layers, dtype
         self.linears: Any
         self.head: Any
+        self.table: Any
         self.sync(policy)
+
+    def rest(self) -> None:
+        self.linears = self.head = self.table = None
 
     def sync(self, policy: PreTrainedModel) -> None:
         assert policy is self.policy, "the layers are of another model"
-        self.linears = self.head = None  # never two copies at once
+        self.rest()  # never two copies at once
         self.linears = [self._products(layer.merged(self.dtype)) for layer in self.layers]
         self.norms = [self._norms(layer) for layer in self.layers]
         base, head = (cast(Any, m) for m in (policy.base_model, policy.get_output_embeddings()))

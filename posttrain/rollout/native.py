@@ -51,6 +51,9 @@ class NativeEngine:
         self.kv_heads: int = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         self.head_dim: int = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
 
+    def rest(self) -> None:
+        self.model.rest()
+
     @torch.no_grad()
     def sync(self, policy: PreTrainedModel) -> None:
         self.model.sync(policy)

@@ -22,6 +22,9 @@ class PlainEngine:
         self.ends = end_tokens(policy, tokenizer)
         self.model = frozen_copy(policy, dtype)
 
+    def rest(self) -> None:
+        pass
+
     @torch.no_grad()
     def sync(self, policy: PreTrainedModel) -> None:
         if policy is not self.model:

@@ -135,6 +135,7 @@ class GRPO:
         complete; -> State.ahead, and seconds waited so far."""
         step = self.state.step + 1
         if not self.recipe.train.ahead or step >= self.recipe.train.steps:
+            self.engine.rest()  # nothing is generated before the next sync
             yield lambda: (None, 0.0)
             return
         with Ahead(lambda watch: self.collector.collect(step, cursor, watch)) as ahead:

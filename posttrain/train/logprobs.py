@@ -33,12 +33,14 @@ class Policy(nn.Module):
     Args:
         model: float32 master weights.
         temperature: the rollouts' temperature; log-probabilities are those of the distribution sampled from.
+        recompute: activation checkpointing (arXiv 1604.06174): of each layer only the input is kept, the rest
+            is computed again in the backward pass.
     """
 
-    def __init__(self, model: PreTrainedModel, temperature: float = 1.0):
+    def __init__(self, model: PreTrainedModel, temperature: float = 1.0, recompute: bool = False):
         super().__init__()
         self.model = model
-        self.temperature = temperature
+        self.temperature, self.recompute = temperature, recompute
         self.packed, self.why_not = _serves_packed(model)
         if self.packed:
             attention.use(model)
@@ -49,13 +51,15 @@ class Policy(nn.Module):
                 self.why_not,
             )
         self.layers = _decoder_layers(model) if self.packed else None
+        if recompute and self.layers is None:
+            attention.recompute(model)
 
     def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         """-> natural-log probability [M] of each trained token, and entropy [M] in nats (no gradient)."""
         count_tokens("learnt" if torch.is_grad_enabled() else "frozen", len(batch), len(batch.target))
         if not self.packed:
             return padded_logprobs(self.model, batch, self.temperature)
-        return packed_logprobs(self.model, batch, self.temperature, self.layers)
+        return packed_logprobs(self.model, batch, self.temperature, self.layers, not self.recompute)
 
 
 def packed_logprobs(
@@ -63,14 +67,16 @@ def packed_logprobs(
     batch: PackedBatch,
     temperature: float = 1.0,
     layers: list[decoder.Layer] | None = None,
+    keep: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """layers: run these in place of the model's own modules."""
+    """layers: run these in place of the model's own modules; keep: their activations (decoder.run)."""
     base: Any = model.base_model
     with span("forward"):
         if layers is not None:
             dtype = _product_type(batch.tokens.device, model.dtype)
             with torch.autocast(batch.tokens.device.type, enabled=False):
-                hidden = decoder.run(model, layers, batch.tokens, batch.positions, batch.layout.spans, dtype)
+                where = batch.positions, batch.layout.spans
+                hidden = decoder.run(model, layers, batch.tokens, *where, dtype, keep)
             hidden = base.norm(hidden.index_select(0, batch.predict))
         else:
             with attending(batch.layout):

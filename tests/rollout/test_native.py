@@ -296,3 +296,15 @@ def test_the_copy_is_close_to_the_policy(way: str, build: Build, tokenizer: PreT
             exact = plain_logprobs(plain, prompt, completion.tokens, SAMPLED.temperature)
             off += (torch.tensor(completion.logprobs).double() - exact).abs().tolist()
     assert 0 < sum(off) / len(off) < 0.2
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_after_a_rest_the_next_sync_brings_everything_back(way, build, tokenizer):
+    policy = build(family_of(way))
+    engine = engine_of(policy, way, tokenizer, torch.bfloat16)
+    before = engine.generate(PROMPTS, 2, SAMPLED, SEEDS)
+    engine.rest()
+    if isinstance(engine.model, Layers):
+        assert not any(isinstance(x, torch.Tensor) for x in (engine.model.linears, engine.model.table))
+    engine.sync(policy)
+    assert engine.generate(PROMPTS, 2, SAMPLED, SEEDS) == before

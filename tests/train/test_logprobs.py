@@ -21,6 +21,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from posttrain import attention
 from posttrain.profile import Profile, Work, one_step, span
 from posttrain.train.logprobs import Policy, head_logprobs, padded_logprobs
 from posttrain.train.packing import TrainGroup, TrainRow, pack
@@ -198,3 +199,43 @@ def test_a_profile_counts_tokens_and_sets_the_head_apart(packed, tmp_path):
     assert profile.total.head == {"frozen": trained, "learnt": trained}
     names = [event["name"] for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]]
     assert names == ["forward", "head"] * 2 + ["head"] * packed + ["backward", "step 1"]
+
+
+# --- activation checkpointing -----------------------------------------------------------------------------
+
+
+def kept_bytes(run) -> int:
+    """Bytes that the graph keeps for its backward pass, each storage once, parameters too."""
+    seen: dict[int, int] = {}
+
+    def note(x):
+        seen[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        run()
+    return sum(seen.values())
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+@pytest.mark.parametrize("family", BUILD)
+def test_recomputed_activations_give_the_same_gradients_from_less_memory(family, by_hand):
+    if by_hand and family == "gpt2":
+        pytest.skip("has no layers by hand")
+    batch = pack(random_groups(4))
+    got = []
+    for recompute in (False, True):
+        policy = Policy(build(family), recompute=recompute)
+        if not by_hand:
+            policy.layers = None
+            if recompute:
+                attention.recompute(policy.model)
+        assert (policy.layers is not None) == by_hand
+        logp, _ = policy(batch)
+        (logp * torch.arange(len(logp))).sum().backward()
+        gradients = torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+        got.append((logp.detach(), gradients, kept_bytes(lambda policy=policy: policy(batch))))
+    (plain, expected, whole), (again, gradients, less) = got
+    assert torch.equal(plain, again) and torch.equal(expected, gradients)
+    weights = sum(p.numel() * 4 for p in build(family).parameters())
+    assert less - weights < 0.6 * (whole - weights)
