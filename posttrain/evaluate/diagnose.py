@@ -157,7 +157,7 @@ def _not_rising(steps: Sequence[Record], recent: Sequence[Record]) -> str | None
     if mismatch is not None and mismatch >= 0.2:
         return (
             f"{opening}: trainer and engine disagree by {mismatch:.2f} nats a token; "
-            "try model.compute: float32, and report it if it stays."
+            "try train.ahead: false or model.compute: float32, and report it if it stays."
         )
     if entropy is not None and entropy <= 0.05:
         return (
