@@ -1,8 +1,8 @@
 """Attention over packed groups by hand, forward and backward, group by group: a group's scores stay in cache.
 
-A completion's padding (to the longest of its group) costs only here, and no mask is needed for it: a padded
-key comes after every real query, and causal attention never looks there. Weights are computed again for the
-backward pass, so none are kept.
+Completions are padded to the longest beside them, in blocks of like length; that costs only here, and no mask
+is needed for it: a padded key comes after every real query, and causal attention never looks there. Weights are
+computed again for the backward pass, so none are kept.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from posttrain.attention import Span
 
 PROMPT_BLOCK = 256  # prompt tokens whose attention scores exist at once
+WORTH = 32  # tokens of padding that another block of completions must save
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,10 @@ class Shape:
 
 @dataclass
 class _Own:
-    """A group's completions as a padded block [C, R]: which of its tokens stand where."""
+    """Completions that follow each other as a padded block [C, R]: which of their tokens stand where."""
 
     shape: tuple[int, int]
-    gather: Tensor | None  # [C * R] token of the group's completions; None: nothing is padded
+    gather: Tensor | None  # [C * R] which of the block's m tokens; None: nothing is padded
     real: Tensor | None  # [m] places of the block that hold a token
 
 
@@ -53,6 +54,19 @@ def own_block(lengths: list[int], device: torch.device) -> _Own:
     gather.clamp_(max=sum(lengths) - 1)  # an empty completion has no last token to repeat
     real = (at < size[:, None]).flatten().nonzero()[:, 0]
     return _Own((C, R), gather.flatten(), real)
+
+
+def alike(lengths: list[int]) -> list[list[int]]:
+    """Cut a list of lengths, in its order, into parts of like length, where that saves WORTH of padding.
+
+    Example: [3, 4, 90, 100] -> [[3, 4], [90, 100]]. A micro-batch's groups hold completions by length.
+    """
+    whole = len(lengths) * max(lengths)
+    cost = {k: k * max(lengths[:k]) + (len(lengths) - k) * max(lengths[k:]) for k in range(1, len(lengths))}
+    at = min(cost, key=lambda k: cost[k], default=0)
+    if not at or whole - cost[at] < WORTH:
+        return [lengths]
+    return alike(lengths[:at]) + alike(lengths[at:])
 
 
 def to_block(x: Tensor, own: _Own, zero: bool = False) -> Tensor:
@@ -108,20 +122,22 @@ class Attention:
         self.span, self.shape = span, shape
         self.rep = shape.query_heads // shape.key_heads
         self.scale = shape.head**-0.5
-        self.own = own_block(span.completions, device) if span.completions else None
         self.biases = [causal(b - a, b, self.rep, dtype, device) for a, b in _blocks(span)]
-        if self.own is not None:
-            R = self.own.shape[1]
-            self.own_bias = causal(R, span.prompt + R, self.rep, dtype, device)
+        self.owns: list[tuple[slice, _Own, Tensor]] = []  # which of the group's tokens; as a block; its bias
+        at = span.prompt
+        for lengths in alike(span.completions) if span.completions else []:
+            own = own_block(lengths, device)
+            R = own.shape[1]
+            bias = causal(R, span.prompt + R, self.rep, dtype, device)
+            self.owns.append((slice(at, at := at + sum(lengths)), own, bias))
 
-    def _keys(self, x: Tensor) -> Tensor:
+    def _keys(self, x: Tensor, tokens: slice, own: _Own) -> Tensor:
         """x [t, Hkv, D] -> [C * Hkv, P + R, D]: each completion's prompt and itself."""
-        assert self.own is not None
-        C, R = self.own.shape
+        C, R = own.shape
         p = self.span.prompt
         out = x.new_empty(C, x.shape[1], p + R, x.shape[2])
         out[:, :, :p] = x[:p].transpose(0, 1)
-        out[:, :, p:] = to_block(x[p:], self.own).transpose(1, 2)
+        out[:, :, p:] = to_block(x[tokens], own).transpose(1, 2)
         return out.flatten(0, 1)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
@@ -131,10 +147,11 @@ class Attention:
         for (a, b), bias in zip(_blocks(self.span), self.biases, strict=True):
             w = _weights(_heads(q[None, a:b], Hkv), kp[:, :b], bias, self.scale)
             out[a:b] = _unheads(torch.bmm(w, vp[:, :b]), 1, Hkv, self.rep)[0]
-        if self.own is not None:
-            w = _weights(_heads(to_block(q[p:], self.own), Hkv), self._keys(k), self.own_bias, self.scale)
-            o = _unheads(torch.bmm(w, self._keys(v)), self.own.shape[0], Hkv, self.rep)
-            out[p:] = from_block(o, self.own)
+        for tokens, own, bias in self.owns:
+            mine = _heads(to_block(q[tokens], own), Hkv)
+            w = _weights(mine, self._keys(k, tokens, own), bias, self.scale)
+            o = _unheads(torch.bmm(w, self._keys(v, tokens, own)), own.shape[0], Hkv, self.rep)
+            out[tokens] = from_block(o, own)
 
     def backward(
         self, q: Tensor, k: Tensor, v: Tensor, do: Tensor, dq: Tensor, dk: Tensor, dv: Tensor
@@ -150,20 +167,20 @@ class Attention:
             dq[a:b] = _unheads(dqh, 1, Hkv, self.rep)[0]
             dkp[:, :b] += dkh
             dvp[:, :b] += dvh
-        if self.own is not None:
-            C = self.own.shape[0]
+        for tokens, own, bias in self.owns:
+            C = own.shape[0]
             dqh, dkh, dvh = self._block(
-                _heads(to_block(q[p:], self.own), Hkv),
-                self._keys(k),
-                self._keys(v),
-                _heads(to_block(do[p:], self.own, zero=True), Hkv),
-                self.own_bias,
+                _heads(to_block(q[tokens], own), Hkv),
+                self._keys(k, tokens, own),
+                self._keys(v, tokens, own),
+                _heads(to_block(do[tokens], own, zero=True), Hkv),
+                bias,
             )
-            dq[p:] = from_block(_unheads(dqh, C, Hkv, self.rep), self.own)
+            dq[tokens] = from_block(_unheads(dqh, C, Hkv, self.rep), own)
             for whole, prompt, into in ((dkh, dkp, dk), (dvh, dvp, dv)):
                 whole = whole.unflatten(0, (C, Hkv))
                 prompt += whole[:, :, :p].sum(0, dtype=torch.float32)
-                into[p:] = from_block(whole[:, :, p:].transpose(1, 2), self.own)
+                into[tokens] = from_block(whole[:, :, p:].transpose(1, 2), own)
         dk[:p] = dkp.transpose(0, 1)
         dv[:p] = dvp.transpose(0, 1)
 
