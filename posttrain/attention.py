@@ -292,12 +292,15 @@ class DecodeLayout:
     bias: Tensor
     at: int
 
+    def __post_init__(self) -> None:
+        self._bias = self.bias[:, None].repeat_interleave(self.cache.keys[0].shape[1], 0)  # [B * Hkv, 1, L]
+
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         keys, values = self.cache.keys[layer], self.cache.values[layer]
         keys[:, :, self.at] = key[:, :, 0]
         values[:, :, self.at] = value[:, :, 0]
         B, Hq, _, D = query.shape
-        Hkv = keys.shape[1]
-        scores = torch.matmul(query.reshape(B, Hkv, Hq // Hkv, D) * scaling, keys.transpose(2, 3))
-        scores += self.bias[:, None, None]
-        return torch.matmul(scores.softmax(-1), values).view(B, 1, Hq, D)
+        keys, values = keys.flatten(0, 1), values.flatten(0, 1)
+        stacked = query.reshape(len(keys), -1, D)  # query heads that share a key head stand together
+        scores = torch.baddbmm(self._bias, stacked, keys.transpose(1, 2), alpha=scaling)
+        return torch.bmm(scores.softmax(-1), values).view(B, 1, Hq, D)

@@ -15,6 +15,7 @@ checkpoints are untouched. `layers_of` accepts layers that are known by name and
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -178,7 +179,13 @@ def run(
 
 def rms(x: Tensor, eps: float) -> Tensor:
     """1 / root mean square over the last dimension, kept: x [..., H] -> [..., 1] float32."""
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return torch.addcmul(_number(eps, x.device), length, length, value=1 / x.shape[-1]).rsqrt_()
+
+
+@cache
+def _number(value: float, device: torch.device) -> Tensor:
+    return torch.tensor(value, dtype=torch.float32, device=device)
 
 
 def norm(x: Tensor, r: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,8 +1,8 @@
 """Attention over packed groups by hand, forward and backward, group by group: a group's scores stay in cache.
 
-Completions are padded to the longest beside them, in blocks of like length; that costs only here, and no mask
-is needed for it: a padded key comes after every real query, and causal attention never looks there. Weights are
-computed again for the backward pass, so none are kept.
+Completions are padded to the longest beside them, in blocks of like length; that costs only here, and no
+mask is needed for it: a padded key comes after every real query, and causal attention never looks there.
+Weights are computed again for the backward pass, so none are kept.
 """
 
 from __future__ import annotations

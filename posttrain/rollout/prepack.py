@@ -26,7 +26,7 @@ class PrepackedLinear(nn.Module):
         self.bias = None if bias is None else bias.detach().to(torch.bfloat16)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise.default(x, self.packed, self.bias, "none", [], "")
 
 
 def usable(device: torch.device, dtype: torch.dtype) -> bool:
