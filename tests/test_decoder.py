@@ -74,6 +74,7 @@ BATCHES = {
     "even": [(4, [6, 6, 6])],
     "one token": [(1, [1])],
     "an empty completion": [(3, [0, 4]), (2, [2, 0])],
+    "far from even": [(6, [1, 2, 40, 3, 44, 90, 0, 91]), (2, [70, 1])],
     "a prompt of several blocks": [(150, [4, 30]), (64, [2]), (65, [1, 1])],
 }
 
@@ -187,3 +188,31 @@ def test_frozen_parameters_get_no_gradient_and_the_others_theirs():
             torch.testing.assert_close(p.grad, expected[name])
         else:
             assert p.grad is None, name
+
+
+def padding(parts: list[list[int]]) -> int:
+    return sum(len(part) * max(part) - sum(part) for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "parts"),
+    [
+        ([5], [[5]]),
+        ([0, 0], [[0, 0]]),
+        ([60, 60, 60], [[60, 60, 60]]),
+        ([10, 12, 14], [[10, 12, 14]]),  # 6 tokens of padding: not worth a block
+        ([3, 4, 90, 100], [[3, 4], [90, 100]]),
+        ([1, 50, 100, 150], [[1], [50], [100], [150]]),
+    ],
+)
+def test_completions_are_cut_where_padding_is_saved(lengths, parts):
+    assert group_attention.alike(lengths) == parts
+
+
+def test_in_whatever_order_the_cut_keeps_it_and_never_adds_padding():
+    g = torch.Generator().manual_seed(0)
+    for n in range(1, 30):
+        lengths = torch.randint(0, 200, (n,), generator=g).tolist()
+        parts = group_attention.alike(lengths)
+        assert sum(parts, []) == lengths
+        assert padding(parts) <= padding([lengths])

@@ -22,7 +22,7 @@ class Engine:
     def __init__(self, greedy=GREEDY):
         self.greedy, self.calls = greedy, []
 
-    def generate(self, prompts, n, sampling, seeds, on_progress=None):
+    def generate(self, prompts, n, sampling, seeds, on_progress=None, on_group=None):
         self.calls.append((prompts, n, sampling, list(seeds)))
         groups = []
         for i, _ in enumerate(prompts):
@@ -38,6 +38,9 @@ class Engine:
         return groups
 
     def sync(self, policy):
+        raise AssertionError("evaluation must not touch the weights")
+
+    def rest(self):
         raise AssertionError("evaluation must not touch the weights")
 
 
