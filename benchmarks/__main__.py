@@ -19,9 +19,11 @@ import importlib.util
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from benchmarks import race, report, rollout, step, update
 from benchmarks.sides import Report, alternate
@@ -62,14 +64,26 @@ def part_step(bench: Bench) -> report.Part:
 
 
 def part_update(bench: Bench, long: bool = False) -> report.Part:
-    job = bench.job(tokens=100 if long else None, fixed=long)
+    job = bench.job(tokens=100, fixed=True) if long else bench.job()
+    if long:  # a budget below a group's size would pack its prompt more than once
+        job = replace(job, budget=4096)
     which = update.SIDES[:2] if long else update.SIDES
     with tempfile.TemporaryDirectory() as folder:
         pairs, shared = Path(folder) / "pairs.json", Path(folder)
         say("long:" if long else "update:")
         alternate({"sampled": partial(update.write, job, pairs, 1000 if long else None)}, 0, say)
+        same: dict[str, Any] = {}
+        if not long:
+            exact = replace(job, compute="float32", rounds=1)
+            twins = update.sides(exact, pairs, shared, ("posttrain", "trl"))
+            alternate({f"{side}, exact": body for side, body in twins.items()}, 0, say)
+            same["posttrain, trl in float32"] = update.agreement(shared, "posttrain_exact", "trl_exact")
         reports = alternate(update.sides(job, pairs, shared, which), bench.repeats, say)
-        same = {peer: update.agreement(shared, peer) for peer in which[1:]}
+        for side in which:
+            if not long:
+                same[f"{side}, float32"] = update.agreement(shared, side, "posttrain_exact")
+            if side != "posttrain":
+                same[f"posttrain, {side}"] = update.agreement(shared, "posttrain", side)
     return report.part({"update": reports}, job, same=same)
 
 

@@ -184,14 +184,16 @@ def section(name: str, found: Part) -> str:
         lines += [f"{case}:", "", *table(rows), ""]
     if name == "race":
         lines += race(found)
-    for peer, same in found.get("same", {}).items():
-        losses = [
-            next(r["loss"] for r in found["rounds"]["update"] if r["side"] == s) for s in ("posttrain", peer)
+    if "same" in found:
+        firsts = {r["side"]: r["loss"] for r in found["rounds"]["update"] if r["repeat"] == 0}
+        lines += [
+            "Loss of the first update: " + ", ".join(f"{s} {loss:.6f}" for s, loss in firsts.items()),
+            "",
         ]
-        lines.append(
-            f"First update against {peer}: loss {losses[0]:.6f} and {losses[1]:.6f}, cosine of the gradients "
-            f"{same['cosine']:.6f}, ratio of their norms {same['norm_ratio']:.4f}."
-        )
+        lines += ["| gradients of the first update | cosine | ratio of norms |", "|---|---|---|"]
+        for pair, same in found["same"].items():
+            lines.append(f"| {pair} | {same['cosine']:.6f} | {same['norm_ratio']:.4f} |")
+        lines.append("")
     shares = [row for rows in found["summary"].values() for row in rows.values() if "matmul_share" in row]
     if shares:
         lines.append(

@@ -4,8 +4,9 @@
   long     4 prompts of 1,000 tokens x 8 completions of 100
   linear   posttrain's alone: 4 times the batch, and ragged lengths against equal ones of the same sum
 
-Losses and gradients of the first update, before any weight has moved, are compared: dapo's loss, because that
-of grpo is 0 on the first update whatever was written.
+Losses and gradients of the first update, before any weight has moved, are compared: dapo's loss, because
+that of grpo is 0 on the first update whatever was written. Both sides make that update in float32 throughout
+as well, off the clock: there they must agree, and bfloat16's own error is seen against it, side by side.
 """
 
 from __future__ import annotations
@@ -62,6 +63,10 @@ def write(job: Job, pairs: Path, prompt: int | None, gate: Gate, folder: Path) -
     gate.end(tokens=sum(len(c) for _, some in rows for c in some))
 
 
+def _exact(job: Job) -> str:
+    return "_exact" if job.compute == "float32" else ""
+
+
 def _recipe(job: Job) -> Any:
     """No correction of the engine's probabilities and no clipping of the gradient, on either side."""
     settings = recipe(job, "dapo")
@@ -94,7 +99,7 @@ def _posttrain(job: Job, pairs: Path, shared: Path, gate: Gate, folder: Path) ->
     settings = _recipe(job)
     loop = posttrain_loop(job, settings)
     model = loop.accelerator.unwrap_model(loop.policy).model
-    save_gradient(dict(model.named_parameters()), shared / "posttrain.npy")
+    save_gradient(dict(model.named_parameters()), shared / f"posttrain{_exact(job)}")
     costs = work(model, models.compute_type(settings.model.compute))
     groups = _groups(loop, json.loads(pairs.read_text()))
     packed, trained = _sizes(groups)
@@ -155,33 +160,32 @@ def _trl(job: Job, pairs: Path, shared: Path, float32: bool, gate: Gate, folder:
         return loss
 
     trainer.training_step = counted
-    name = "trl_float32" if float32 else "trl"
-    save_gradient(dict(trainer.model.named_parameters()), shared / f"{name}.npy")
+    name = ("trl_float32" if float32 else "trl") + _exact(job)
+    save_gradient(dict(trainer.model.named_parameters()), shared / name)
     gate.ready()
     trainer.train()
 
 
 def save_gradient(parameters: dict[str, Any], path: Path) -> None:
-    """Have the gradient of the first optimizer step written, by name, in float32."""
-    import numpy as np
-    import torch
+    """Have the gradient of the first optimizer step written: float32, parameters by name."""
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
     def write(*_: Any) -> None:
         if not path.exists():
-            flat = [parameters[name].grad.detach().float().flatten() for name in sorted(parameters)]
-            np.save(path, torch.cat(flat).numpy())
+            with path.open("wb") as file:
+                for name in sorted(parameters):
+                    file.write(parameters[name].grad.detach().float().numpy().data)
 
     register_optimizer_step_pre_hook(write)
 
 
-def agreement(shared: Path, peer: str) -> dict[str, float]:
-    """Cosine of the two first gradients, and the ratio of their norms."""
+def agreement(shared: Path, a: str, b: str) -> dict[str, float]:
+    """Cosine of two sides' first gradients, and the ratio of their norms."""
     import numpy as np
 
-    ours, theirs = (np.load(shared / f"{side}.npy").astype(np.float64) for side in ("posttrain", peer))
-    a, b = float(np.linalg.norm(ours)), float(np.linalg.norm(theirs))
-    return {"cosine": float(ours @ theirs) / (a * b), "norm_ratio": a / b}
+    x, y = (np.fromfile(shared / side, np.float32).astype(np.float64) for side in (a, b))
+    norms = float(np.linalg.norm(x)), float(np.linalg.norm(y))
+    return {"cosine": float(x @ y) / (norms[0] * norms[1]), "norm_ratio": norms[0] / norms[1]}
 
 
 def linear_sides(job: Job, pairs: Path) -> dict[str, Body]:

@@ -16,7 +16,7 @@ COMPLETIONS = 8
 LEARNING_RATE = 1e-6  # small: the reward is noise, and the model is to stay the same text model throughout
 SEED = 0
 SETTINGS = {
-    "posttrain": "float32 weights, bfloat16 autocast, micro-batches of at most 1300 packed tokens",
+    "posttrain": "float32 weights, bfloat16 autocast, micro-batches of at most 1000 tokens (long: 4096)",
     "trl": "bfloat16 weights, micro-batches of 8 rows, sdpa, no checkpointing: the fastest we measured",
     "trl_float32": "float32 weights, bfloat16 autocast as posttrain's, micro-batches of 8 rows",
     "generate": "transformers' generate: bfloat16 weights, sdpa, dynamic cache, one left-padded batch",
@@ -33,6 +33,8 @@ class Job:
     tokens: int  # a completion's limit
     fixed: bool  # every completion has `tokens` tokens: the end token is banned
     rounds: int
+    compute: str = "auto"  # model.compute of the recipe
+    budget: int = 1000  # packed tokens of posttrain's micro-batches: for as little memory as costs no time
 
 
 def alternate_rewards(completions: list[Any], **_: Any) -> list[float]:
@@ -48,7 +50,7 @@ def recipe(job: Job, loss: str = "grpo"):
         {
             "name": "benchmark",
             "seed": SEED,
-            "model": {"name": job.folder},
+            "model": {"name": job.folder, "compute": job.compute},
             "data": {
                 "train": task | {"size": job.prompts, "seed": 1},
                 "heldout": task | {"size": 1, "seed": 2},
@@ -61,7 +63,7 @@ def recipe(job: Job, loss: str = "grpo"):
                 "learning_rate": LEARNING_RATE,
                 "rounds": 1,
                 "loss": loss,
-                "tokens": TOKENS,
+                "tokens": job.budget,
             },
         }
     )
