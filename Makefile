@@ -29,7 +29,7 @@ lint: .venv/dev.stamp
 	$(BIN)/ruff format
 	$(BIN)/pyright
 
-bench: .venv/dev.stamp $(if $(filter-out vllm,$(PARTS)),,.venv/vllm.stamp)
+bench: .venv/dev.stamp $(if $(or $(filter vllm,$(PARTS)),$(if $(PARTS),,all)),.venv/vllm.stamp)
 	$(BIN)/python -m benchmarks $(PARTS)
 
 # The stamps make the second run quick; they grow old when pyproject.toml changes.

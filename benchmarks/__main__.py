@@ -107,8 +107,6 @@ def part_rollout(bench: Bench) -> report.Part:
 
 
 def part_vllm(bench: Bench) -> report.Part:
-    if importlib.util.find_spec("vllm") is None:
-        raise SystemExit("vLLM is not installed here: make .venv/vllm.stamp")
     cases: dict[str, list[Report]] = {}
     for rows in (32, 128):
         say(f"vllm, {rows} rows:")
@@ -149,15 +147,18 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := [name for name in options.parts if name not in PARTS]:
         parser.error(f"no part {unknown[0]!r}: there are {', '.join(PARTS)}")
-    if min(options.repeats, options.tokens, options.steps) < 1:
-        parser.error("repeats, tokens and steps are 1 or more")
+    if min(options.repeats, options.tokens) < 1 or options.steps < race.EVERY:
+        parser.error(f"repeats and tokens are 1 or more, steps {race.EVERY} or more")
+    if "vllm" in options.parts and not importlib.util.find_spec("vllm"):
+        parser.error("vLLM is not installed here: make .venv/vllm.stamp")
+    parts = options.parts or [name for name in PARTS if name != "vllm" or importlib.util.find_spec("vllm")]
 
     from posttrain import models
     from posttrain.pipeline import machine
 
     bench = Bench(options, models.resolve(options.model))
     where = {k: v for k, v in machine().items() if k != "peak_gib"}
-    for name in options.parts or PARTS:
+    for name in parts:
         found = PARTS[name](bench) | {
             "model": options.model,
             "date": time.strftime("%Y-%m-%d"),

@@ -105,16 +105,17 @@ def reached(points: list[tuple[float, float]], target: float) -> float | None:
 
 
 def ratios(parts: dict[str, Part]) -> dict[str, float]:
-    """The keys that issues and README speak of. Times: how many times posttrain's rate; memory: the share of
-    TRL's at equal precision; matmul_share: of the machine's own bfloat16 products."""
+    """Times: how many times posttrain's rate. step_vs_trl: by seconds, of naturally ended completions; the
+    sides draw their own. by_token: of the same by tokens a second, which favours the side that drew longer
+    ones, as padding costs TRL the same either way. fixed: of equal lengths. memory: the share of TRL's at
+    equal precision. matmul_share: of the machine's own bfloat16 products."""
     found: dict[str, float] = {}
 
     def slower(key: str, name: str, case: str, side: str) -> None:
         if name in parts:
             found[key] = parts[name]["summary"][case][side]["slower"]
 
-    slower("step_vs_trl", "step", "natural", "trl")
-    slower("step_vs_trl_float32", "step", "natural", "trl_float32")
+    slower("step_vs_trl_by_token", "step", "natural", "trl")
     slower("step_vs_trl_fixed", "step", "fixed", "trl")
     slower("update_vs_trl", "update", "update", "trl")
     slower("update_vs_trl_float32", "update", "update", "trl_float32")
@@ -125,6 +126,8 @@ def ratios(parts: dict[str, Part]) -> dict[str, float]:
     slower("rollout_vs_vllm_128", "vllm", "128 rows", "vllm")
     if "step" in parts:
         rows = parts["step"]["summary"]["natural"]
+        for key, side in (("step_vs_trl", "trl"), ("step_vs_trl_float32", "trl_float32")):
+            found[key] = rows[side]["seconds"] / rows["posttrain"]["seconds"]
         found["memory_vs_trl"] = rows["posttrain"]["peak_gib"] / rows["trl_float32"]["peak_gib"]
     if "update" in parts:
         found["matmul_share"] = parts["update"]["summary"]["update"]["posttrain"]["matmul_share"]
@@ -254,7 +257,7 @@ def race(found: Part) -> list[str]:
 def chart(curves: dict[str, list[tuple[float, float]]], width: int = 60, height: int = 12) -> list[str]:
     """Accuracy over minutes in text, a letter a side."""
     end = max(m for points in curves.values() for m, _ in points)
-    top = max(a for points in curves.values() for _, a in points)
+    top = max(a for points in curves.values() for _, a in points) or 1.0
     grid = [[" "] * (width + 1) for _ in range(height + 1)]
     for side, points in curves.items():
         for minutes, accuracy in points:

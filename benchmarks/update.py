@@ -108,8 +108,10 @@ def _posttrain(job: Job, pairs: Path, shared: Path, gate: Gate, folder: Path) ->
     with loop.rewards:
         for _ in range(job.rounds):
             gate.begin()
+            loop.engine.rest()
             sums = loop._update(groups, lambda: None)
             loop.engine.sync(model)
+            loop.keep()
             gate.end(tokens=trained, packed=packed, loss=sums["loss"], flops=flops, peak=costs.peak)
 
 

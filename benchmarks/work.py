@@ -125,7 +125,8 @@ def trl_trainer(
 
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     fast = models.compute_type(settings.model.compute) == torch.bfloat16
-    dtype = more.pop("dtype", torch.bfloat16) if fast else torch.float32
+    asked = more.pop("dtype", torch.bfloat16)
+    dtype = asked if fast else torch.float32
     model, tokenizer = models.load(job.folder, dtype)
     rows = more.pop("prompts", None) or data.load(settings.data)[0]
     train, sampling = settings.train, settings.sampling

@@ -65,22 +65,38 @@ def use(model: PreTrainedModel) -> None:
     model.set_attn_implementation(NAME)
 
 
-def recompute(model: PreTrainedModel) -> None:
-    """Activation checkpointing by the model's own layers, in evaluation mode and under a layout.
+def recompute(model: PreTrainedModel) -> bool:
+    """Make a model's own layers ready for activation checkpointing, which `recomputing` switches on; False
+    where it has none that can.
 
-    transformers' layers checkpoint only while they train, and a policy does not (no dropout): the flag is set
-    on the layers alone, whose parts decide about dropout themselves. The backward pass runs a layer again
-    after `attending` has ended: it puts the layout back in force.
+    The backward pass runs a layer again after `attending` has ended: it puts the layout back in force.
     """
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         layout = _layout.get()
         return nullcontext(), nullcontext() if layout is None else attending(layout)
 
-    model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
-    for module in model.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            module.training = True
+    if not model.supports_gradient_checkpointing:
+        return False
+    model.gradient_checkpointing_enable(
+        {"use_reentrant": False, "preserve_rng_state": False, "context_fn": contexts}
+    )
+    return any(isinstance(module, GradientCheckpointingLayer) for module in model.modules())
+
+
+@contextmanager
+def recomputing(model: PreTrainedModel) -> Iterator[None]:
+    """Have layers made ready keep their input alone. They do so only in training mode, which a policy is not
+    in (no dropout): the flag is set on the layers and not on their parts, and only inside."""
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    before = [layer.training for layer in layers]
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer, training in zip(layers, before, strict=True):
+            layer.training = training
 
 
 def _attention(

@@ -64,8 +64,7 @@ def estimate(recipe: Recipe, parameters: int, config: Any) -> dict[str, float]:
         "engine's copy": 0 if compute == torch.float32 else width * parameters,
         "merged copies": width * parameters,
         "cache": 2 * layers * kv * width * min(rows, 128) * (s.max_tokens + 128),
-        "activations": t.tokens
-        * (4 * hidden * layers + per_token // layers if t.activation_checkpointing else per_token),
+        "activations": t.tokens * per_token,
         "logits": min(KEEP, t.tokens * text.vocab_size * width) + 3 * 4 * BLOCK * text.vocab_size,
     }
     if t.beta:

@@ -170,6 +170,7 @@ class _Run:
                 )
                 self._write_result(state)
 
+        self.stack.callback(loop.collector.close)
         try:
             if profile and self.main:
                 self._start_profile(model)

@@ -199,6 +199,11 @@ class Train(Section):
                 "is null, but with train.ahead completions are of older weights, and this corrects for it; "
                 "set it to 2.0, say, or train.ahead to false",
             )
+        if self.ahead and self.activation_checkpointing:
+            raise Wrong(
+                "activation_checkpointing",
+                "switches the model's layers while train.ahead generates; set one of the two to false",
+            )
         if self.warmup > self.steps > 0:
             raise Wrong("warmup", f"is {self.warmup} steps, longer than the run ({self.steps} steps)")
         return self

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from posttrain import attention, decoder
 from posttrain.attention import Layout, attending
 from posttrain.group_attention import split
+from posttrain.memory import give_back
 from posttrain.models import frozen_copy
 from posttrain.rollout.prepack import PrepackedLinear, prepack, usable
 
@@ -89,11 +90,15 @@ class Layers:
         self.sync(policy)
 
     def rest(self) -> None:
+        self._drop()
+        give_back()  # with the holes between caches of many lengths, which nothing of the update's would fit
+
+    def _drop(self) -> None:
         self.linears = self.head = self.table = None
 
     def sync(self, policy: PreTrainedModel) -> None:
         assert policy is self.policy, "the layers are of another model"
-        self.rest()  # never two copies at once
+        self._drop()  # never two copies at once
         self.linears = [self._products(layer.merged(self.dtype)) for layer in self.layers]
         self.norms = [self._norms(layer) for layer in self.layers]
         base, head = (cast(Any, m) for m in (policy.base_model, policy.get_output_embeddings()))

@@ -15,7 +15,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from posttrain import decoder
 from posttrain.attention import DecodeLayout, KVCache, PackedLayout
-from posttrain.memory import give_back
 from posttrain.models import end_tokens
 from posttrain.rollout.engine import OnGroup, Progress
 from posttrain.rollout.forward import Forward, Layers, Modules
@@ -54,7 +53,6 @@ class NativeEngine:
 
     def rest(self) -> None:
         self.model.rest()
-        give_back()  # the holes that caches of many sizes have left: nothing of the update's would fit them
 
     @torch.no_grad()
     def sync(self, policy: PreTrainedModel) -> None:

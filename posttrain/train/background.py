@@ -65,6 +65,8 @@ class Scoring:
         groups: list[Group] = []
         while self.waiting:
             groups.append(self.waiting.popleft())
+        if not groups:  # an earlier call took them along
+            return
         rows = [(group.prompt, completion) for group in groups for completion in group.completions]
         with span("reward"):
             scores = iter(self.rewards.score([prompt for prompt, _ in rows], [c for _, c in rows]))
@@ -96,9 +98,10 @@ class Ahead(Generic[T]):
     def wait(self, watch: Watch) -> T:
         """What was drawn; raises what drawing raised, or what `watch` raises while it is not done."""
         began = time.perf_counter()
-        while not self.drawn.done():
-            watch(*self.at)
-            wait([self.drawn], timeout=POLL)
+        with span("generate"):
+            while not self.drawn.done():
+                watch(*self.at)
+                wait([self.drawn], timeout=POLL)
         self.waited += time.perf_counter() - began
         return self.drawn.result()
 

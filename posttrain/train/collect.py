@@ -104,6 +104,10 @@ class Collector:
             count = min(math.ceil(missing * total / max(loud, 1)), missing * MAX_DRAW)
         return Batch(drawn, cursor, rounds, times)
 
+    def close(self) -> None:
+        """Stop scoring; nothing is waited for."""
+        self.scorer.shutdown(wait=False, cancel_futures=True)
+
     def from_json(self, record: dict[str, Any]) -> Batch:
         """The batch of `Batch.as_json`, which nobody waits for any more."""
         drawn: list[Drawn] = []

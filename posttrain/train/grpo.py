@@ -136,7 +136,11 @@ class GRPO:
         step = self.state.step + 1
         if not self.recipe.train.ahead or step >= self.recipe.train.steps:
             self.engine.rest()  # nothing is generated before the next sync
-            yield lambda: (None, 0.0)
+            try:
+                yield lambda: (None, 0.0)
+            except BaseException:  # stopped half-way: whoever goes on finds the engine as it was
+                self.engine.sync(self.accelerator.unwrap_model(self.policy).model)
+                raise
             return
         with Ahead(lambda watch: self.collector.collect(step, cursor, watch)) as ahead:
             yield lambda: (ahead.wait(self.watch).as_json(), ahead.waited)

@@ -8,6 +8,7 @@ is False).
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from posttrain import attention, decoder
 from posttrain.attention import NotPackable, attending
 from posttrain.profile import count_tokens, span
 from posttrain.train.packing import PackedBatch, TrainGroup, TrainRow, pack
+from posttrain.types import PosttrainError
 
 log = logging.getLogger(__name__)
 
@@ -52,14 +54,34 @@ class Policy(nn.Module):
             )
         self.layers = _decoder_layers(model) if self.packed else None
         if recompute and self.layers is None:
-            attention.recompute(model)
+            self._check_recomputing()
 
     def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         """-> natural-log probability [M] of each trained token, and entropy [M] in nats (no gradient)."""
         count_tokens("learnt" if torch.is_grad_enabled() else "frozen", len(batch), len(batch.target))
-        if not self.packed:
-            return padded_logprobs(self.model, batch, self.temperature)
-        return packed_logprobs(self.model, batch, self.temperature, self.layers, not self.recompute)
+        own = self.recompute and self.layers is None and torch.is_grad_enabled()
+        with attention.recomputing(self.model) if own else nullcontext():
+            if not self.packed:
+                return padded_logprobs(self.model, batch, self.temperature)
+            return packed_logprobs(self.model, batch, self.temperature, self.layers, not self.recompute)
+
+    def _check_recomputing(self) -> None:
+        """
+        Raises:
+            PosttrainError: the model's layers cannot, or drop out by themselves when they do.
+        """
+        wrong = None if attention.recompute(self.model) else "has no layers that can be run again"
+        if wrong is None:
+            batch = _probe(self.model)
+            with torch.autocast(self.model.device.type, enabled=False):
+                again = self(batch)[0].detach()
+                with torch.no_grad():
+                    plain = self(batch)[0]
+            if not torch.allclose(again, plain, atol=AGREE):
+                wrong = "computes something else with it, perhaps because its layers drop out"
+        if wrong is not None:
+            name = type(self.model).__name__
+            raise PosttrainError(f"train.activation_checkpointing: {name} {wrong}; set it to false")
 
 
 def packed_logprobs(

@@ -15,6 +15,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -23,8 +25,10 @@ from transformers import (
 
 from posttrain import attention
 from posttrain.profile import Profile, Work, one_step, span
+from posttrain.rollout.native import NativeEngine
 from posttrain.train.logprobs import Policy, head_logprobs, padded_logprobs
 from posttrain.train.packing import TrainGroup, TrainRow, pack
+from posttrain.types import PosttrainError, Sampling
 
 SMALL: dict[str, Any] = {
     "vocab_size": 97,
@@ -228,8 +232,7 @@ def test_recomputed_activations_give_the_same_gradients_from_less_memory(family,
         policy = Policy(build(family), recompute=recompute)
         if not by_hand:
             policy.layers = None
-            if recompute:
-                attention.recompute(policy.model)
+            assert attention.recompute(policy.model)
         assert (policy.layers is not None) == by_hand
         logp, _ = policy(batch)
         (logp * torch.arange(len(logp))).sum().backward()
@@ -239,3 +242,23 @@ def test_recomputed_activations_give_the_same_gradients_from_less_memory(family,
     assert torch.equal(plain, again) and torch.equal(expected, gradients)
     weights = sum(p.numel() * 4 for p in build(family).parameters())
     assert less - weights < 0.6 * (whole - weights)
+
+
+def test_the_engine_generates_the_same_beside_a_policy_that_recomputes(tokenizer):
+    """Between two updates the model's layers are as they were: in evaluation mode."""
+    said = []
+    for recompute in (False, True):
+        policy = Policy(build("gpt2"), recompute=recompute)
+        (policy(pack(random_groups(4)))[0].sum()).backward()
+        assert not any(module.training for module in policy.model.modules())
+        engine = NativeEngine(policy.model, tokenizer, torch.float32)
+        said.append(engine.generate([[5, 9, 2]], 2, Sampling(8, 0.9), [3]))
+    assert said[0] == said[1]
+
+
+def test_layers_that_drop_out_by_themselves_are_refused():
+    config = OPTConfig(
+        vocab_size=97, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, dropout=0.5
+    )
+    with pytest.raises(PosttrainError, match="train.activation_checkpointing: OPTForCausalLM"):
+        Policy(OPTForCausalLM(config).eval(), recompute=True)
