@@ -118,6 +118,8 @@ def part_vllm(bench: Bench) -> report.Part:
 def part_race(bench: Bench) -> report.Part:
     say("race:")
     job = bench.job(rounds=bench.steps)
+    settings = race.demo(job)
+    job = replace(job, prompts=settings.train.prompts, tokens=settings.sampling.max_tokens)
     return report.part({"race": alternate(race.sides(job), bench.steps - 1, say)}, job)
 
 
