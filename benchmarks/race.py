@@ -8,6 +8,7 @@ measured for both by the same engine, off the clock.
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,6 @@ class Held:
 
 
 def _posttrain(job: Job, gate: Gate, folder: Path) -> None:
-    import time
-
     from posttrain import data
 
     settings = demo(job)
@@ -88,7 +87,6 @@ def _posttrain(job: Job, gate: Gate, folder: Path) -> None:
 
 
 def _trl(job: Job, gate: Gate, folder: Path) -> None:
-    import time
     from statistics import fmean
 
     import torch
@@ -96,13 +94,15 @@ def _trl(job: Job, gate: Gate, folder: Path) -> None:
 
     from posttrain import data
     from posttrain.rewards import Rewards
+    from posttrain.train.collect import permutation
     from posttrain.train.grpo import schedule
     from posttrain.types import Completion
 
     settings = demo(job)
     train = settings.train
     rows, heldout = data.load(settings.data)
-    ordered = order(rows, settings.seed, job.rounds * train.prompts)
+    drawn = permutation(settings.seed, 0, len(rows))  # as posttrain's loop draws them
+    ordered = [rows[i] for i in drawn[: job.rounds * train.prompts]]
     held = Held(job, settings, heldout)
     rewards = Rewards(settings.rewards, settings.reward_deadline)
     report: dict[str, Any] = {}
@@ -142,12 +142,3 @@ def _trl(job: Job, gate: Gate, folder: Path) -> None:
     gate.ready()
     with rewards, held.judge:
         trainer.train()
-
-
-def order(rows: list[Any], seed: int, count: int) -> list[Any]:
-    """The first prompts of the run, in the order in which posttrain's loop draws them (Collector._prompt)."""
-    import random
-
-    places = list(range(len(rows)))
-    random.Random(f"{seed}/epoch/0").shuffle(places)
-    return [rows[i] for i in places[:count]]

@@ -7,6 +7,7 @@ where the model ends them; fixed: 128 tokens each. The steady state: start-up is
 from __future__ import annotations
 
 import os
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,6 @@ def _prompts(job: Job) -> tuple[list[list[int]], Any, Any]:
 
 
 def _posttrain(job: Job, gate: Gate, folder: Path) -> None:
-    import time
-
     from posttrain import models
     from posttrain.memory import settle
     from posttrain.pipeline import engine_for
@@ -98,8 +97,6 @@ def _vllm(job: Job, gate: Gate, folder: Path) -> None:
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_LOGGING_LEVEL": "ERROR",
     }
-    import time
-
     from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
 
     prompts, _, _ = _prompts(job)

@@ -12,6 +12,7 @@ as well, off the clock: there they must agree, and bfloat16's own error is seen 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
@@ -121,8 +122,6 @@ def _sizes(groups: Any) -> tuple[int, int]:
 
 
 def _trl(job: Job, pairs: Path, shared: Path, float32: bool, gate: Gate, folder: Path) -> None:
-    import time
-
     import torch
     from transformers import TrainerCallback
 

@@ -6,6 +6,7 @@ Both get the same prompts every step and a reward that gives every group signal,
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,8 +184,6 @@ def steps(gate: Any, report: dict[str, Any]) -> Any:
 
 def timed(trainer: Any, report: dict[str, Any]) -> None:
     """Have TRL's trainer report the seconds that it generates and scores for."""
-    import time
-
     inner = trainer._generate_and_score_completions
 
     def outer(inputs: Any) -> Any:

@@ -338,14 +338,19 @@ def interrupted(recipe: Recipe, at: Interrupt, monkeypatch: pytest.MonkeyPatch) 
     assert stopped.value.signal == signal.SIGTERM
 
 
-@pytest.fixture(scope="module")
-def in_one_go(tmp_path_factory: pytest.TempPathFactory, _home: Path) -> Path:
+def uninterrupted(folder: Path, home: Path, *overrides: str) -> Path:
+    """A run for all tests of this module, outside of any one's environment."""
     from accelerate.state import AcceleratorState
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("POSTTRAIN_HOME", str(_home))
+        patch.setenv("POSTTRAIN_HOME", str(home))
         AcceleratorState._reset_state(reset_partial_state=True)
-        return run(tiny(tmp_path_factory.mktemp("whole") / "run", *LONG))
+        return run(tiny(folder / "run", *overrides))
+
+
+@pytest.fixture(scope="module")
+def in_one_go(tmp_path_factory: pytest.TempPathFactory, _home: Path) -> Path:
+    return uninterrupted(tmp_path_factory.mktemp("whole"), _home, *LONG)
 
 
 @pytest.mark.parametrize(
@@ -398,12 +403,7 @@ AHEAD = (*LONG, "train.ahead=true", "train.inner=2")
 
 @pytest.fixture(scope="module")
 def ahead_in_one_go(tmp_path_factory: pytest.TempPathFactory, _home: Path) -> Path:
-    from accelerate.state import AcceleratorState
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("POSTTRAIN_HOME", str(_home))
-        AcceleratorState._reset_state(reset_partial_state=True)
-        return run(tiny(tmp_path_factory.mktemp("ahead") / "run", *AHEAD))
+    return uninterrupted(tmp_path_factory.mktemp("ahead"), _home, *AHEAD)
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,12 @@ class Collector:
         """The prompt at a place of the endless global order: every epoch its own seeded permutation."""
         epoch, place = divmod(index, len(self.prompts))
         if epoch != self._order[0]:
-            order = list(range(len(self.prompts)))
-            random.Random(f"{self.recipe.seed}/epoch/{epoch}").shuffle(order)
-            self._order = epoch, order
+            self._order = epoch, permutation(self.recipe.seed, epoch, len(self.prompts))
         return self.prompts[self._order[1][place]]
+
+
+def permutation(seed: int, epoch: int, prompts: int) -> list[int]:
+    """The order in which an epoch of a run draws its prompts."""
+    order = list(range(prompts))
+    random.Random(f"{seed}/epoch/{epoch}").shuffle(order)
+    return order
