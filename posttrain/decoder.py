@@ -21,13 +21,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.graph import increment_version
-from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
 from posttrain.attention import Span
 from posttrain.group_attention import Attention, Shape, attend, attend_backward
+from posttrain.weights import embed, give, give_product, state
 
 # By name: others are built of modules of the same names (SmolLM3, Ministral3) and compute something else,
 # which a comparison on a few tokens might not show.
@@ -63,11 +62,8 @@ class Layer:
         self._of: Any = None
 
     def merged(self, dtype: torch.dtype) -> Merged:
-        """The weights of the products in `dtype`; made again when a parameter has changed.
-
-        A write through `p.data` is not counted by torch, and so not seen here.
-        """
-        now = (dtype, [(p.data_ptr(), p._version) for p in self.parameters])
+        """The weights of the products in `dtype`; made again when a parameter has changed (weights.state)."""
+        now = (dtype, [state(p) for p in self.parameters])
         if self._merged is None or self._of != now:
             self._merged = None  # never two copies at once
             q, k, v, o, gate, up, down, *biases = (p.detach() for p in self.parameters[self.norms :])
@@ -84,14 +80,6 @@ class Layer:
     def forget(self) -> None:
         """Give the merged copies' memory back."""
         self._merged = None
-
-
-def _count_writes(optimizer: Any, *_: Any) -> None:
-    """torch's fused optimizers (2.13) write without counting it, and `Layer.merged` goes by the count."""
-    increment_version([p for group in optimizer.param_groups for p in group["params"]])
-
-
-register_optimizer_step_post_hook(_count_writes)
 
 
 @dataclass(frozen=True)
@@ -161,9 +149,7 @@ def run(
     """
     base: Any = model.base_model
     table = base.embed_tokens
-    # Where the head has the same weight, its gradient is dense, and the rows of this one are added to it.
-    tied = getattr(model.get_output_embeddings(), "weight", None) is table.weight
-    x = F.embedding(tokens, table.weight, table.padding_idx, sparse=tied).float()
+    x = embed(tokens, table.weight, table.padding_idx).float()
     cos, sin = rotary(model, positions)
     attention: dict[Shape, list[Attention]] = {}
     for layer in layers:
@@ -247,53 +233,61 @@ class _Decoder(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
+        layer, w = ctx.layer, ctx.w
         x, cos, sin, *saved = ctx.saved_tensors
-        norms, kept = saved[: ctx.layer.norms], saved[ctx.layer.norms :]
+        norms, kept = saved[: layer.norms], saved[layer.norms :]
         if not kept:
-            kept = _forward(x, cos, sin, ctx.attention, ctx.layer, ctx.w, norms)[1]
+            kept = _forward(x, cos, sin, ctx.attention, layer, w, norms)[1]
         w1, w2 = norms[:2]
         r1, heads, o, h, r2, gate, up, *normed = kept
-        shape, w, dtype = ctx.layer.shape, ctx.w, heads.dtype
+        shape, dtype = layer.shape, heads.dtype
+        p1, p2, *rest = layer.parameters
+        p_heads, (pq, pk, pv, po, p_gate, p_up, p_down, *p_biases) = (
+            rest[: layer.norms - 2],
+            rest[layer.norms - 2 :],
+        )
         # MLP, from its output back to h
         g = grads[0]
         low = g.to(dtype)
         s = F.silu(gate)
-        ddown = low.t() @ (s * up)
+        d_down = give_product(p_down, low, s * up)
         da = low @ w.down
         dgu = torch.empty(len(x), 2 * gate.shape[1], dtype=dtype, device=x.device)
         dgate, dup = dgu.chunk(2, -1)
         torch.mul(da, s, out=dup)
         torch.ops.aten.silu_backward.grad_input(da.mul_(up), gate, grad_input=dgate)
         n = h * r2
-        dgate_up = dgu.t() @ (n * w2).to(dtype)
+        into = (n * w2).to(dtype)
+        d_gate, d_up = give_product(p_gate, dgate, into), give_product(p_up, dup, into)
         dh, dw2 = norm_backward((dgu @ w.gate_up).float(), n, r2, w2)
         dh += g
         # attention, from its output back to x
         low = dh.to(dtype)
-        do_weight = low.t() @ o
+        d_o = give_product(po, low, o)
         do = (low @ w.o).unflatten(-1, (-1, shape.head))
         dheads = torch.empty_like(heads)
         attend_backward(ctx.attention, heads, do, dheads, shape)
         turned = dheads[:, : shape.rotated]
         rotate(turned, cos, -sin)
-        head_norms = ()
+        d_heads = ()
         if normed:
             raw, r, wh = normed
             draw, dwh = norm_backward(turned.float(), raw * r, r, wh)
             turned.copy_(draw)
-            head_norms = tuple(part.sum(0) for part in dwh.split([shape.query_heads, shape.key_heads]))
+            parts = dwh.split([shape.query_heads, shape.key_heads])
+            d_heads = tuple(give(p, part.sum(0)) for p, part in zip(p_heads, parts, strict=True))
         dqkv = dheads.flatten(1)
         n = x * r1
-        dqkv_weight = dqkv.t() @ (n * w1).to(dtype)
+        into = (n * w1).to(dtype)
+        parts = dqkv.split([len(p) for p in (pq, pk, pv)], 1)
+        d_qkv = (give_product(p, part, into) for p, part in zip((pq, pk, pv), parts, strict=True))
         dx, dw1 = norm_backward((dqkv @ w.qkv).float(), n, r1, w1)
         dx += dh
-        D, Hq, Hkv = shape.head, shape.query_heads, shape.key_heads
-        sizes = [Hq * D, Hkv * D, Hkv * D]
-        biases = dqkv.sum(0, dtype=torch.float32).split(sizes) if ctx.layer.biased else ()
+        biases = (give(p, part.sum(0, dtype=torch.float32)) for p, part in zip(p_biases, parts, strict=False))
         return (
             dx, None, None, None, None, None, None,
-            dw1, dw2, *head_norms,
-            *dqkv_weight.split(sizes), do_weight, *dgate_up.split(gate.shape[1]), ddown, *biases,
+            give(p1, dw1), give(p2, dw2), *d_heads,
+            *d_qkv, d_o, d_gate, d_up, d_down, *biases,
         )  # fmt: skip
 
 

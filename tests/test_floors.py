@@ -34,6 +34,7 @@ FLOORS = {
     "attention": 2,
     "flex": 2,
     "group_attention": 2,
+    "weights": 2,
     "decoder": 2,
     "rollout": 3,
     "train": 3,

@@ -89,6 +89,10 @@ class NativeEngine:
                 done += uniform.shape[0] * uniform.shape[1]
         return out
 
+    def stops(self, token: Tensor, rows: Tensor, t: int) -> Tensor:
+        """Which live completions end with their t-th token; token, and rows of the batch: [live]."""
+        return torch.isin(token, self.ends)
+
     def _batch(self, prompts, uniform: Tensor, sampling: Sampling, report, on_group: OnGroup) -> None:
         """uniform: [prompts, n, R], the randomness of every token of the n completions of each prompt.
 
@@ -122,7 +126,7 @@ class NativeEngine:
         for t in range(R):
             token, logprob = draw(self.model.logits(hidden), uniform[rows, t], sampling)
             tokens[rows, t], logprobs[rows, t] = token, logprob
-            stopped = torch.isin(token, self.ends) & ~ended[rows]
+            stopped = self.stops(token, rows, t) & ~ended[rows]
             if stopped.any():
                 ended[rows[stopped]] = True
                 taken[rows[stopped]] = t + 1

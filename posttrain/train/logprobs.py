@@ -20,6 +20,7 @@ from posttrain.attention import NotPackable, attending
 from posttrain.profile import count_tokens, span
 from posttrain.train.packing import PackedBatch, TrainGroup, TrainRow, pack
 from posttrain.types import PosttrainError
+from posttrain.weights import give, give_product, low
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +160,7 @@ class _Head(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden, weight, bias, target, temperature, dtype, learning):
-        h, w = (hidden / temperature).to(dtype), weight.to(dtype)
+        h, w = (hidden / temperature).to(dtype), low(weight, dtype)
         b = None if bias is None else (bias / temperature).to(dtype)
         logp = torch.empty(len(target), device=hidden.device)
         entropy = torch.empty_like(logp)
@@ -171,15 +172,16 @@ class _Head(torch.autograd.Function):
         ctx.kept = d if len(pieces) == 1 and learning and any(ctx.needs_input_grad) else None
         if ctx.kept is None:
             _spare(d)
-        ctx.save_for_backward(h, weight, w, b, target)
-        ctx.temperature, ctx.into = temperature, hidden.dtype
+        ctx.save_for_backward(h, w, b, target)
+        ctx.weights, ctx.temperature, ctx.into = (weight, bias), temperature, hidden.dtype
         ctx.mark_non_differentiable(entropy)
         return logp, entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
         with span("head", awaited=True):
-            h, weight, w, b, target = ctx.saved_tensors
+            h, w, b, target = ctx.saved_tensors
+            weight, bias = ctx.weights
             g = grads[0][:, None].neg()
             dh = torch.empty(h.shape, device=h.device)
             dw = db = None
@@ -190,15 +192,12 @@ class _Head(torch.autograd.Function):
                     logp, entropy = torch.empty(2, len(d), device=h.device)  # known already
                     _probabilities(h[part], w, b, target[part], logp, entropy, d)
                 torch.mul(d @ w, g[part], out=dh[part])
-                if ctx.needs_input_grad[1]:
-                    more = (d.t() @ (h[part] * g[part]).to(h.dtype)).to(weight.dtype)
-                    dw = more if dw is None else dw.add_(more)
-                if b is not None and ctx.needs_input_grad[2]:
-                    more = (d.t() @ g[part].to(h.dtype))[:, 0].to(weight.dtype)
-                    db = more if db is None else db.add_(more)
+                dw = give_product(weight, d, (h[part] * g[part]).to(h.dtype), dw)
+                if bias is not None:
+                    share = (d.t() @ g[part].to(h.dtype))[:, 0].float()
+                    db = give(bias, share.div_(ctx.temperature), db)
             ctx.kept = None  # the next micro-batch writes over it
             _spare(whole)
-            db = None if db is None else db.div_(ctx.temperature)
             return dh.div_(ctx.temperature).to(ctx.into), dw, db, None, None, None, None
 
 
