@@ -18,14 +18,14 @@ import argparse
 import importlib.util
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import race, report, rollout, step, update
+from benchmarks import lengths, race, report, rollout, step, update
 from benchmarks.sides import Report, alternate
 from benchmarks.work import COMPLETIONS, MODEL, SETTINGS, Job
 
@@ -45,8 +45,19 @@ class Bench:
             folder,
         )
 
-    def job(self, prompts: int = 4, tokens: int | None = None, fixed: bool = False, rounds: int = 0) -> Job:
-        return Job(self.folder, prompts, tokens or self.tokens, fixed, rounds or self.repeats + 1)
+    def job(self, prompts: int = 4, rounds: int = 0) -> Job:
+        return Job(self.folder, prompts, self.tokens, rounds or self.repeats + 1)
+
+    def cases(self) -> Iterator[tuple[str, Job]]:
+        """Completions as long as the model's own, and all of the most tokens."""
+        job = self.job()
+        drawn = alternate({"lengths": partial(lengths.draw, job)}, self.repeats, say)
+        yield "natural", replace(job, lengths=tuple(tuple(r["lengths"]) for r in drawn))
+        yield "fixed", fixed(job)
+
+
+def fixed(job: Job) -> Job:
+    return replace(job, lengths=lengths.even(job.rounds, job.prompts, job.tokens))
 
 
 def say(line: str) -> None:
@@ -55,18 +66,17 @@ def say(line: str) -> None:
 
 def part_step(bench: Bench) -> report.Part:
     cases: dict[str, list[Report]] = {}
-    for case in ("natural", "fixed"):
+    for case, job in bench.cases():
         say(f"step, {case}:")
-        job = bench.job(fixed=case == "fixed")
         cases[case] = alternate(step.sides(job, float32=case == "natural"), bench.repeats, say)
         step.check(cases[case], job)
-    return report.part(cases, job)
+    return report.part(cases, bench.job())
 
 
 def part_update(bench: Bench, long: bool = False) -> report.Part:
-    job = bench.job(tokens=100, fixed=True) if long else bench.job()
+    job = bench.job()
     if long:  # a budget below a group's size would pack its prompt more than once
-        job = replace(job, budget=4096)
+        job = fixed(replace(job, tokens=100, budget=4096))
     which = update.SIDES[:2] if long else update.SIDES
     with tempfile.TemporaryDirectory() as folder:
         pairs, shared = Path(folder) / "pairs.json", Path(folder)
@@ -99,18 +109,17 @@ def part_linear(bench: Bench) -> report.Part:
 
 def part_rollout(bench: Bench) -> report.Part:
     cases: dict[str, list[Report]] = {}
-    for case in ("natural", "fixed"):
+    for case, job in bench.cases():
         say(f"rollout, {case}:")
-        job = bench.job(fixed=case == "fixed")
         cases[case] = alternate(rollout.sides(job, "generate"), bench.repeats, say)
-    return report.part(cases, job)
+    return report.part(cases, bench.job())
 
 
 def part_vllm(bench: Bench) -> report.Part:
     cases: dict[str, list[Report]] = {}
     for rows in (32, 128):
         say(f"vllm, {rows} rows:")
-        job = bench.job(prompts=rows // COMPLETIONS, fixed=True)
+        job = fixed(bench.job(prompts=rows // COMPLETIONS))
         cases[f"{rows} rows"] = alternate(rollout.sides(job, "vllm"), bench.repeats, say)
     return report.part(cases, job)
 

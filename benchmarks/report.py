@@ -38,8 +38,8 @@ def part(cases: dict[str, list[Report]], job: Job, **more: Any) -> Part:
 def summarise(reports: list[Report]) -> dict[str, dict[str, float]]:
     """Per side: medians of the counted rounds, and how many times the first side's rate it takes.
 
-    slower: of tokens a second; equal work has equal tokens, and where the sides draw their own completions
-    they have their own. slower_low, slower_high: of rounds that followed each other.
+    slower: of tokens a second; the sides have the same (only the race's draw their own). slower_low,
+    slower_high: of rounds that followed each other.
     """
     counted = [r for r in reports if r["repeat"]] or reports
     sides = list(dict.fromkeys(r["side"] for r in reports))
@@ -105,17 +105,17 @@ def reached(points: list[tuple[float, float]], target: float) -> float | None:
 
 
 def ratios(parts: dict[str, Part]) -> dict[str, float]:
-    """Times: how many times posttrain's rate. step_vs_trl: by seconds, of naturally ended completions; the
-    sides draw their own. by_token: of the same by tokens a second, which favours the side that drew longer
-    ones, as padding costs TRL the same either way. fixed: of equal lengths. memory: the share of TRL's at
-    equal precision. matmul_share: of the machine's own bfloat16 products."""
+    """Times: how many times posttrain's rate, of completions as long as the model's own; fixed: of equal
+    lengths. memory: the share of TRL's at equal precision. matmul_share: of the machine's own bfloat16
+    products. rate: of packed tokens, over that of the plain batch (x1), or of equal lengths."""
     found: dict[str, float] = {}
 
     def slower(key: str, name: str, case: str, side: str) -> None:
         if name in parts:
             found[key] = parts[name]["summary"][case][side]["slower"]
 
-    slower("step_vs_trl_by_token", "step", "natural", "trl")
+    slower("step_vs_trl", "step", "natural", "trl")
+    slower("step_vs_trl_float32", "step", "natural", "trl_float32")
     slower("step_vs_trl_fixed", "step", "fixed", "trl")
     slower("update_vs_trl", "update", "update", "trl")
     slower("update_vs_trl_float32", "update", "update", "trl_float32")
@@ -126,8 +126,6 @@ def ratios(parts: dict[str, Part]) -> dict[str, float]:
     slower("rollout_vs_vllm_128", "vllm", "128 rows", "vllm")
     if "step" in parts:
         rows = parts["step"]["summary"]["natural"]
-        for key, side in (("step_vs_trl", "trl"), ("step_vs_trl_float32", "trl_float32")):
-            found[key] = rows[side]["seconds"] / rows["posttrain"]["seconds"]
         found["memory_vs_trl"] = rows["posttrain"]["peak_gib"] / rows["trl_float32"]["peak_gib"]
     if "update" in parts:
         found["matmul_share"] = parts["update"]["summary"]["update"]["posttrain"]["matmul_share"]

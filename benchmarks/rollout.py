@@ -1,7 +1,8 @@
 """Rollouts alone: posttrain's native engine, transformers' generate and vLLM, tokens a second.
 
-SmolLM2-135M in bfloat16, 4 or 16 prompts x 8 completions of up to 128 tokens at temperature 1. natural: ended
-where the model ends them; fixed: 128 tokens each. The steady state: start-up is reported apart.
+SmolLM2-135M in bfloat16, 4 or 16 prompts x 8 completions of up to 128 tokens at temperature 1. natural: as
+long as the model's own, the same lengths on both sides (benchmarks/lengths.py); fixed: 128 tokens each. The
+steady state: start-up, weights and all, is reported apart.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks import lengths
 from benchmarks.sides import Body, Gate
 from benchmarks.work import COMPLETIONS, Job, recipe
 
@@ -20,13 +22,10 @@ def sides(job: Job, peer: str) -> dict[str, Body]:
     return {"posttrain": partial(_posttrain, job), peer: partial(PEERS[peer], job)}
 
 
-def _prompts(job: Job) -> tuple[list[list[int]], Any, Any]:
-    """Token ids of the prompts, the float32 model and its tokenizer."""
+def _prompts(job: Job, tokenizer: Any) -> list[list[int]]:
     from posttrain import data, models
 
-    model, tokenizer = models.load(job.folder)
-    rows, _ = data.load(recipe(job).data)
-    return [models.encode(tokenizer, row.content) for row in rows], model.eval(), tokenizer
+    return [models.encode(tokenizer, row.content) for row in data.load(recipe(job).data)[0]]
 
 
 def _posttrain(job: Job, gate: Gate, folder: Path) -> None:
@@ -37,15 +36,14 @@ def _posttrain(job: Job, gate: Gate, folder: Path) -> None:
     from posttrain.types import Sampling
 
     settle()
-    prompts, model, tokenizer = _prompts(job)
-    policy = Policy(model)
     at = time.perf_counter()
-    engine: Any = engine_for(policy, tokenizer, models.compute_type("auto"))
+    model, tokenizer = models.load(job.folder)
+    engine: Any = engine_for(Policy(model.eval()), tokenizer, models.compute_type("auto"))
     start = time.perf_counter() - at
-    if job.fixed:
-        engine.ends = engine.ends[:0]
+    prompts = _prompts(job, tokenizer)
     gate.ready()
     for k in range(job.rounds):
+        lengths.give(engine, job.lengths[k])
         gate.begin()
         seeds = [1000 * k + i for i in range(len(prompts))]
         groups = engine.generate(prompts, COMPLETIONS, Sampling(job.tokens, 1.0), seeds)
@@ -56,17 +54,22 @@ def _generate(job: Job, gate: Gate, folder: Path) -> None:
     import torch
 
     from posttrain import models
+    from posttrain.memory import settle
 
-    prompts, model, tokenizer = _prompts(job)
-    model = model.to(models.compute_type("auto"))
-    pad, ends = tokenizer.pad_token_id, models.end_tokens(model, tokenizer)
+    settle()
+    at = time.perf_counter()
+    model: Any
+    model, tokenizer = models.load(job.folder, models.compute_type("auto"))
+    start = time.perf_counter() - at
+    prompts = _prompts(job, tokenizer)
+    pad, ends = tokenizer.pad_token_id, models.end_tokens(model.eval(), tokenizer)
     longest = max(map(len, prompts))
     ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts]).repeat_interleave(COMPLETIONS, 0)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts]).repeat_interleave(
         COMPLETIONS, 0
     )
     gate.ready()
-    for _ in range(job.rounds):
+    for k in range(job.rounds):
         gate.begin()
         with torch.no_grad():
             out = model.generate(
@@ -77,17 +80,13 @@ def _generate(job: Job, gate: Gate, folder: Path) -> None:
                 top_k=0,
                 top_p=1.0,
                 max_new_tokens=job.tokens,
-                min_new_tokens=job.tokens if job.fixed else None,
                 eos_token_id=ends,
                 pad_token_id=pad,
+                logits_processor=lengths.processor(job.lengths[k], ends),
             )
-        new = out[:, longest:].tolist()
-        gate.end(tokens=sum(_until(row, [] if job.fixed else ends) for row in new))
-
-
-def _until(row: list[int], ends: list[int]) -> int:
-    """Tokens up to and with the first end token."""
-    return next((k + 1 for k, token in enumerate(row) if token in ends), len(row))
+        seconds = time.perf_counter() - gate.began
+        until = [row.index(ends[0]) + 1 for row in out[:, longest:].tolist()]
+        gate.end(seconds=seconds, tokens=sum(until), start=start)
 
 
 def _vllm(job: Job, gate: Gate, folder: Path) -> None:
@@ -99,14 +98,16 @@ def _vllm(job: Job, gate: Gate, folder: Path) -> None:
     }
     from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
 
-    prompts, _, _ = _prompts(job)
+    from posttrain import models
+
+    prompts = _prompts(job, models.load(job.folder)[1])
     at = time.perf_counter()
-    engine = LLM(job.folder, dtype="bfloat16", enforce_eager=True, max_model_len=1024, max_num_seqs=256)
+    engine = LLM(job.folder, dtype="bfloat16", max_model_len=1024, max_num_seqs=256)
     start = time.perf_counter() - at
     gate.ready()
     # Unseeded: vLLM's own sampler on a CPU (0.32) cannot take a seed a request.
     asked = SamplingParams(
-        n=COMPLETIONS, temperature=1.0, max_tokens=job.tokens, ignore_eos=job.fixed, detokenize=False
+        n=COMPLETIONS, temperature=1.0, max_tokens=job.tokens, ignore_eos=True, detokenize=False
     )
     for _ in range(job.rounds):
         gate.begin()

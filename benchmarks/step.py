@@ -2,8 +2,8 @@
 
 SmolLM2-135M, 4 prompts x 8 completions of up to 128 tokens, grpo loss, AdamW, one update.
 
-  natural  completions end where the model ends them; the sides draw different ones, so tokens are counted
-  fixed    every completion has exactly 128 tokens (the end token is banned): equal work, token for token
+  natural  completions as long as the model's own, the same lengths on every side (benchmarks/lengths.py)
+  fixed    every completion has exactly 128 tokens
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from benchmarks import lengths
 from benchmarks.sides import Body, Gate
 from benchmarks.work import (
     COMPLETIONS,
@@ -34,7 +35,8 @@ def _posttrain(job: Job, gate: Gate, folder: Path) -> None:
     loop = posttrain_loop(job, recipe(job))
     gate.ready()
     with loop.rewards:
-        for _ in range(job.rounds):
+        for k in range(job.rounds):
+            lengths.give(loop.engine, job.lengths[k])
             gate.begin()
             metrics, groups = loop.step()
             gate.end(
@@ -57,13 +59,16 @@ def _trl(job: Job, float32: bool, gate: Gate, folder: Path) -> None:
     dtype = torch.float32 if float32 else torch.bfloat16
     trainer = trl_trainer(job, recipe(job), folder, [steps(gate, report)], counted, dtype=dtype)
     timed(trainer, report)
+    lengths.in_trl(trainer, job)
     gate.ready()
     trainer.train()
 
 
 def check(reports: list[dict], job: Job) -> None:
-    """Both sides read the same prompts, and no completion was left out of an update."""
+    """Every side read the same prompts and wrote as much, and no completion was left out of an update."""
     for report in reports:
+        if report["tokens"] != sum(job.lengths[report["repeat"]]):
+            raise SystemExit(f"a side wrote more or less than it was given: {report}")
         if report["prompt_tokens"] != reports[0]["prompt_tokens"]:
             raise SystemExit(f"the sides read different prompts: {report} and {reports[0]}")
         if report["trained_rows"] != job.prompts * COMPLETIONS:

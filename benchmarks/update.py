@@ -19,6 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from benchmarks import lengths
 from benchmarks.sides import Body, Gate, Report
 from benchmarks.work import (
     COMPLETIONS,
@@ -50,6 +51,8 @@ def write(job: Job, pairs: Path, prompt: int | None, gate: Gate, folder: Path) -
     from posttrain.types import Sampling
 
     loop = posttrain_loop(job, recipe(job))
+    if job.lengths:
+        lengths.give(loop.engine, job.lengths[0])
     gate.ready()
     gate.begin()
     with loop.rewards:
@@ -200,9 +203,8 @@ def _linear(job: Job, pairs: Path, load: str, gate: Gate, folder: Path) -> None:
     if load == "x1":
         rows = rows[: len(rows) // 4]
     if load == "x4 even":  # as many tokens, cut from one text into equal lengths
-        lengths = [len(c) for _, some in rows for c in some]
         flat = [token for _, some in rows for c in some for token in c]
-        n, total = len(lengths), len(flat)
+        n, total = sum(len(some) for _, some in rows), len(flat)
         cuts = [i * total // n for i in range(n + 1)]
         parts = iter([flat[a:b] for a, b in pairwise(cuts)])
         rows = [(p, [next(parts) for _ in some]) for p, some in rows]

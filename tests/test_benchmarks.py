@@ -25,9 +25,10 @@ def bench(*options):
 
 
 @pytest.mark.slow
-def test_a_step_and_an_update_of_each_side_on_the_tiny_model(tmp_path):
+def test_every_part_on_the_tiny_model(tmp_path):
     done = bench(
-        *("step", "update", "--model", "tiny", "--tokens", "4", "--repeats", "1", "--out", str(tmp_path))
+        *("step", "update", "long", "linear", "rollout"),
+        *("--model", "tiny", "--tokens", "4", "--repeats", "1", "--out", str(tmp_path)),
     )
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads((tmp_path / "results.json").read_text())
@@ -35,6 +36,8 @@ def test_a_step_and_an_update_of_each_side_on_the_tiny_model(tmp_path):
     counted = [r for r in step["rounds"]["fixed"] if r["repeat"]]
     assert [r["tokens"] for r in counted] == [4 * 8 * 4] * 2
     assert all(0 < r["generate"] < r["seconds"] for r in counted)
+    natural = [r["tokens"] for r in step["rounds"]["natural"] if r["repeat"]]
+    assert natural == [natural[0]] * 3 and natural[0] <= 4 * 8 * 4
     rows = step["summary"]["fixed"]
     assert rows["trl"]["slower"] == pytest.approx(rows["posttrain"]["rate"] / rows["trl"]["rate"])
     # Losses and gradients were compared for real: the same where nothing is rounded, and close where it is.
@@ -45,7 +48,13 @@ def test_a_step_and_an_update_of_each_side_on_the_tiny_model(tmp_path):
     assert same["cosine"] > 0.999 and same["norm_ratio"] == pytest.approx(1, abs=0.01)
     assert abs(losses["posttrain"]) > 1e-4
     assert losses["posttrain"] == pytest.approx(losses["trl_float32"], rel=1e-3)
-    assert {"step_vs_trl", "update_vs_trl", "memory_vs_trl", "matmul_share"} <= set(result["ratios"])
+    assert {
+        *("step_vs_trl", "step_vs_trl_float32", "step_vs_trl_fixed", "memory_vs_trl"),
+        *("update_vs_trl", "update_vs_trl_float32", "long_prompt_update_vs_trl", "matmul_share"),
+        *("rollout_vs_generate", "rollout_vs_generate_fixed", "rate_x4_batch", "rate_ragged"),
+    } == set(result["ratios"])
+    for engine in ("posttrain", "generate"):
+        assert result["parts"]["rollout"]["summary"]["natural"][engine]["start"] > 0
     text = (tmp_path / "RESULTS.md").read_text()
     assert "| trl_float32 |" in text and "## The update alone" in text
 
