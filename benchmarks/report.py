@@ -66,8 +66,9 @@ def summarise(reports: list[Report]) -> dict[str, dict[str, float]]:
         if "flops" in mine[0]:
             row["matmul_share"] = _median(mine, lambda r: r["flops"] / r["seconds"] / r["peak"])
             row["peak_tflops"] = mine[0]["peak"] / 1e12
-        if "start" in mine[0]:
-            row["start"] = mine[0]["start"]
+        for key in ("weights", "start"):
+            if key in mine[0]:
+                row[key] = mine[0][key]
         rows[side] = row
     return rows
 
@@ -216,6 +217,7 @@ COLUMNS = {
     "tokens": ("tokens", "{:.0f}"),
     "rate": ("tokens/s", "{:.0f}"),
     "packed_rate": ("packed tokens/s", "{:.0f}"),
+    "weights": ("loading, s", "{:.2f}"),
     "start": ("start-up, s", "{:.2f}"),
     "peak_gib": ("GiB", "{:.2f}"),
 }

@@ -5,7 +5,8 @@
   linear   posttrain's alone: 4 times the batch, and ragged lengths against equal ones of the same sum
 
 Losses and gradients of the first update, before any weight has moved, are compared: dapo's loss, because
-that of grpo is 0 on the first update whatever was written. Both sides make that update in float32 throughout
+that of grpo is 0 on the first update whatever was written (and dapo's where all are equally long, as in long:
+there the gradients alone tell). Both sides make that update in float32 throughout
 as well, off the clock: there they must agree, and bfloat16's own error is seen against it, side by side.
 """
 
