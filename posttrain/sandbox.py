@@ -4,7 +4,7 @@
 
 - namespaces of its own for users, processes, network and the rest: no network, no other process in sight
 - a file system of nothing but Python with its standard library and the system's libraries, read-only, and a
-  small /tmp in memory; no /etc, /home, /proc or /sys, no other program, no installed package, no environment
+  small /tmp in memory; no /etc, /home, /proc or /sys, no shell, no installed package, no environment
 - no capabilities, and the system calls of `posttrain/seccomp.py` refused: one process of few threads
 - limits on memory, files, processor time and output, and a deadline at which all of it is killed
 
@@ -42,6 +42,11 @@ _START_SECONDS = 20.0  # for building the sandbox and starting Python in it, on 
 _END_SECONDS = 10.0  # for the kernel to end what was killed
 _LOOK_SECONDS = 0.02  # between two looks at the clock and at how many threads there are
 _TAIL = 2000  # bytes of standard error that are kept
+
+_REMOTE = (
+    "Or score code elsewhere, with a reward of your own that calls a remote sandbox: "
+    "`posttrain cp reward/code my_code.py` shows the shape."
+)
 
 Status = Literal["ok", "timeout", "memory", "output", "failed", "lost"]
 
@@ -292,6 +297,7 @@ def _command(bubblewrap: str) -> tuple[str, ...]:
     ]
     if "--disable-userns" in text.stdout + text.stderr:  # since 0.8
         command += ["--disable-userns"]
+    command += ["--hostname", "sandbox"]
 
     prefix = Path(_python()).parents[1]
     seen = {os.path.realpath(top / lib) for top in (Path("/usr"), prefix) for lib in ("lib", "lib64")}
@@ -315,10 +321,6 @@ def _command(bubblewrap: str) -> tuple[str, ...]:
 
 # --- does it hold -----------------------------------------------------------------------------
 
-_REMOTE = (
-    "Or score code elsewhere, with a reward of your own that calls a remote sandbox: "
-    "`posttrain cp reward/code my_code.py` shows the shape."
-)
 # Prints which walls have a hole. An act that raises, or comes back with nothing, was stopped.
 _PROBE = """\
 import json, os, socket
@@ -385,13 +387,10 @@ def probe() -> None:
 
 def _namespaces() -> str:
     """What to turn on where user namespaces are off."""
-    for setting, off, on in (
-        ("kernel.unprivileged_userns_clone", "0", "1"),  # Debian
-        ("kernel.apparmor_restrict_unprivileged_userns", "1", "0"),  # Ubuntu
-        ("user.max_user_namespaces", "0", "15000"),
-    ):
+    debian, ubuntu = "kernel.unprivileged_userns_clone", "kernel.apparmor_restrict_unprivileged_userns"
+    for setting, off, on in ((debian, 0, 1), (ubuntu, 1, 0), ("user.max_user_namespaces", 0, 15000)):
         with contextlib.suppress(OSError):
-            if Path("/proc/sys", *setting.split(".")).read_text(encoding="utf-8").strip() == off:
+            if Path("/proc/sys", *setting.split(".")).read_text(encoding="utf-8").strip() == str(off):
                 return f"User namespaces are off here; as root, turn them on: sysctl -w {setting}={on}."
     return (
         "It takes user namespaces; a container has to be started with them allowed "

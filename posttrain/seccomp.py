@@ -2,8 +2,8 @@
 
 Linux runs a filter written for the classic Berkeley packet filter at every system call (seccomp(2)). It
 decides by the call's number and arguments, for the process and all that comes of it, and cannot be taken off.
-Ours refuses what makes processes, reaches other processes or the network, opens namespaces, mounts, loads code
-into the kernel, or takes memory that no limit counts; everything else goes through.
+Ours refuses what makes processes, reaches other processes or the network, opens namespaces, mounts, loads
+code into the kernel, or takes memory that no limit counts; everything else goes through.
 """
 
 from __future__ import annotations
