@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -103,6 +105,17 @@ def one_process() -> Iterator[None]:
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="session")
+def bubblewrap() -> None:
+    """Skips where bubblewrap is missing, or cannot make even the plainest sandbox."""
+    if shutil.which("bwrap") is None:
+        pytest.skip("bubblewrap is not installed (apt install bubblewrap)")
+    plain = ["bwrap", "--unshare-user", "--unshare-pid", "--unshare-net", "--ro-bind", "/", "/", "true"]
+    done = subprocess.run(plain, capture_output=True, text=True, timeout=60)
+    if done.returncode:
+        pytest.skip(f"bubblewrap cannot make namespaces here: {done.stderr.strip()}")
 
 
 def _alive() -> dict[int, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +16,7 @@ from posttrain import sandbox, seccomp
 from posttrain.sandbox import MIB, Limits
 from posttrain.types import PosttrainError
 
-needs_bubblewrap = pytest.mark.skipif(
-    shutil.which("bwrap") is None, reason="bubblewrap is not installed (apt install bubblewrap)"
-)
+needs_bubblewrap = pytest.mark.usefixtures("bubblewrap")
 ROOT = Path(__file__).resolve().parent.parent
 
 

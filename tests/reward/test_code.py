@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -12,9 +11,7 @@ import pytest
 from posttrain import sandbox
 from posttrain.types import PosttrainError
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("bwrap") is None, reason="bubblewrap is not installed (apt install bubblewrap)"
-)
+pytestmark = pytest.mark.usefixtures("bubblewrap")
 LONG = 60.0  # seconds for what should end by itself, on a machine that is busy
 
 

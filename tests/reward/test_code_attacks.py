@@ -8,7 +8,6 @@ text, HOST is that file, PARENT the process id of the test and PORT a port on wh
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import uuid
 
@@ -17,9 +16,7 @@ import pytest
 from posttrain import sandbox
 
 REWARD = "code"
-pytestmark = pytest.mark.skipif(
-    shutil.which("bwrap") is None, reason="bubblewrap is not installed (apt install bubblewrap)"
-)
+pytestmark = pytest.mark.usefixtures("bubblewrap")
 
 # Whole programs: name -> how the run has to end, and the program. SECRET on their output would score.
 PROGRAMS: dict[str, tuple[str, str]] = {
@@ -93,7 +90,8 @@ for act in (os.remove, os.truncate, os.chmod):
 """),
     "network": ("ok", """
 import socket
-for family, address in ((2, ("127.0.0.1", PORT)), (2, ("8.8.8.8", 53)), (10, ("::1", PORT)), (1, "\\x00PORT")):
+here, there = ("127.0.0.1", PORT), ("8.8.8.8", 53)
+for family, address in ((2, here), (2, there), (10, ("::1", PORT)), (1, "\\x00PORT")):
     for kind in (1, 2):
         try:
             peer = socket.socket(family, kind)

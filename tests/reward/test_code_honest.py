@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 
 import pytest
 
 REWARD = "code"
-pytestmark = pytest.mark.skipif(
-    shutil.which("bwrap") is None, reason="bubblewrap is not installed (apt install bubblewrap)"
-)
+pytestmark = pytest.mark.usefixtures("bubblewrap")
 
 SUM = """
 import sys
