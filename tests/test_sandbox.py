@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -80,29 +81,25 @@ def test_how_a_run_ends(program, status, alive):
 @needs_bubblewrap
 def test_what_a_program_can_see():
     program = """
-import os, sys
-print(sorted(os.listdir("/")), os.listdir("/tmp"), os.listdir("/dev/") , sys.argv, os.getcwd())
-print(os.getuid(), os.getpid(), sorted(os.environ), os.uname().nodename)
-print([path for path in sys.path if not path.startswith(sys.base_prefix)])
+import json, os, sys
+packages = []
 for package in ("torch", "numpy", "posttrain", "reasoning_gym"):
     try:
         __import__(package)
+        packages.append(package)
     except ImportError:
         pass
-    else:
-        print("sees", package)
+seen = {top: sorted(os.listdir(top)) for top in ("/", "/tmp", "/dev")}
+us = [os.getuid(), os.getpid(), os.getcwd(), os.uname().nodename, sys.argv, sorted(os.environ)]
+print(json.dumps([seen, us, packages]))
 """
-    lines = sandbox.run(program, b"", Limits(seconds=30)).stdout.decode().splitlines()
-    top = Path(sandbox._python()).parts[1]
-    known = {"dev", "etc", "lib", "lib64", "program.py", "tmp", "usr", top}
-    assert set(eval_list(lines[0].partition("]")[0] + "]")) <= known
-    assert "['/program.py'] /tmp" in lines[0] and "[] [" in lines[0]
-    assert lines[1].startswith("65534 2 ") and lines[1].endswith(" sandbox")
-    assert lines[2:] == ["[]"]
-
-
-def eval_list(text: str) -> list[str]:
-    return [word.strip().strip("'") for word in text.strip("[]").split(",")]
+    seen, us, packages = json.loads(sandbox.run(program, b"", Limits(seconds=30)).stdout)
+    top = Path(sandbox._python()).parts[1]  # where Python itself lies
+    assert set(seen.pop("/")) <= {"dev", "etc", "lib", "lib64", "program.py", "tmp", "usr", top}
+    assert seen == {"/tmp": [], "/dev": ["null", "random", "stdin", "urandom", "zero"]}
+    assert us[:5] == [65534, 2, "/tmp", "sandbox", ["/program.py"]]
+    assert set(us[5]) <= {"LC_CTYPE", "PWD"}
+    assert packages == []
 
 
 @needs_bubblewrap
