@@ -326,7 +326,7 @@ def fill():
 holes = []
 for name, act in {
     "the network can be reached": lambda: socket.socket(socket.AF_INET),
-    "a second process can be started": lambda: os.fork() >= 0,
+    "a second process can be started": lambda: os.fork() or os._exit(0),
     "the environment is handed on": lambda: os.environ.keys() - {"PWD", "LC_CTYPE"},
     "the host's files can be seen": lambda: [path for path in given["paths"] if os.path.lexists(path)],
     "other processes can be seen": lambda: os.listdir("/proc"),

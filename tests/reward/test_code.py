@@ -166,11 +166,9 @@ def test_partial_pays_the_share(reward):
     tests = [{"call": "f", "args": [n], "returns": n % 3} for n in range(4)]
     right, half = fenced("def f(n): return n % 3"), fenced("def f(n): return n if n != 1 else 5")
     hangs = fenced("def f(n):\n    while n: pass\n    return 0")  # right, until it is given no further test
-    given = {"tests": [tests] * 3, "seconds": 1.0}
-    assert (
-        reward([right, half, hangs], **{**given, "seconds": LONG}, partial=True) == [1.0, 0.5, 0.25] or True
-    )
+    assert reward([right, half], tests=[tests] * 2, seconds=LONG, partial=True) == [1.0, 0.5]
     assert reward([right, half], tests=[tests] * 2, seconds=LONG) == [1.0, 0.0]
+    assert reward([hangs], tests=[tests], seconds=3.0, partial=True) == [0.25]
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ for path in ("HOST", "/etc/passwd", "/etc/shadow", "/proc/self/root/HOST", "/dev
 for top, folders, files in os.walk("/"):
     for name in files:
         path = os.path.join(top, name)
-        if "posttrain" in path or "secret" in path:
+        if "posttrain" in path or path.endswith("/secret.txt"):
             print("ESCAPED", path)
 for number in range(3, 64):
     try:

@@ -171,6 +171,6 @@ def honest(n: int) -> list[tuple[str, list[dict[str, object]]]]:
 def test_a_hundred_honest_programs(reward):
     rows = [row for n in range(1, 11) for row in honest(n)]
     assert len(rows) == 100
-    completions = [f"<think>Well.</think>\nSo:\n```python\n{program}```\n" for program, _ in rows]
+    completions = [f"<think>Well.</think>\nSo:\n```python\n{program}\n```\n" for program, _ in rows]
     scores = reward(completions, tests=[json.dumps(tests) for _, tests in rows], seconds=60.0)
     assert not [program for (program, _), score in zip(rows, scores, strict=True) if score != 1.0]
