@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from posttrain import sandbox, seccomp
+from posttrain.rewards import Rewards, RewardSpec
 from posttrain.sandbox import MIB, Limits
-from posttrain.types import PosttrainError
+from posttrain.types import Completion, PosttrainError, Prompt
 
 needs_bubblewrap = pytest.mark.usefixtures("bubblewrap")
 ROOT = Path(__file__).resolve().parent.parent
@@ -190,6 +191,26 @@ def test_without_bubblewrap_it_says_what_to_install(fresh, monkeypatch, tmp_path
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(PosttrainError, match=r"apt install bubblewrap.*dnf install bubblewrap.*reward/code"):
         sandbox.probe()
+
+
+def test_a_run_is_refused_as_it_begins(monkeypatch, tmp_path):
+    """Not row by row: the code reward tries the sandbox as it is loaded, and the whole message is shown."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(PosttrainError, match=r"^Running code .*apt install bubblewrap.*shows the shape\.$"):
+        Rewards([RewardSpec("code")])
+
+
+@needs_bubblewrap
+def test_in_a_run_it_scores_and_ends_with_the_rewards(alive):
+    tests = {"tests": [{"call": "f", "args": [1], "returns": 2}]}
+    prompt = Prompt("1", "?", None, tests)
+    programs = ["def f(x): return x + 1", "def f(x): return x", "while True: pass"]
+    completions = [Completion([], [], "stop", f"```python\n{program}\n```") for program in programs]
+    with Rewards([RewardSpec("code", args={"seconds": 60.0})], deadline=60.0) as rewards:
+        assert [s.total for s in rewards.score([prompt] * 2, completions[:2])] == [1.0, 0.0]
+    with Rewards([RewardSpec("code", args={"seconds": 600.0})], deadline=1.0) as rewards:
+        (score,) = rewards.score([prompt], completions[2:])
+        assert score.total is None and "hung" in score.failures["code"]
 
 
 def test_where_namespaces_are_off_it_says_so(fresh, monkeypatch, tmp_path):
