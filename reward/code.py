@@ -64,7 +64,7 @@ def code(
         for completion, *given in zip(completions, tests or nothing, answer or nothing, strict=True)
     ]
     with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(lambda row: score(*row, seconds, partial), rows))
+        return list(pool.map(lambda row: score(row[0], row[1], seconds, partial), rows))
 
 
 def score(program, tests, seconds, partial):
