@@ -264,6 +264,8 @@ def _load(source: Source, index: int) -> Callable[..., Any]:
         module = (
             _file(source.place, index) if source.kind == "file" else importlib.import_module(source.place)
         )
+    except PosttrainError:
+        raise  # it says itself what to put right
     except BaseException as error:
         hint = ""
         if isinstance(error, ModuleNotFoundError):

@@ -1,7 +1,12 @@
-"""Small models that say something, and a cache of their own for the tests that build one."""
+"""Small models that say something, a cache for the tests that build one, a look for processes left behind."""
 
 from __future__ import annotations
 
+import ctypes
+import os
+import shutil
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -100,3 +105,55 @@ def one_process() -> Iterator[None]:
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="session")
+def bubblewrap() -> None:
+    """Skips where bubblewrap is missing, or cannot make even the plainest sandbox."""
+    if shutil.which("bwrap") is None:
+        pytest.skip("bubblewrap is not installed (apt install bubblewrap)")
+    plain = ["bwrap", "--unshare-user", "--unshare-pid", "--unshare-net", "--ro-bind", "/", "/", "true"]
+    done = subprocess.run(plain, capture_output=True, text=True, timeout=60)
+    if done.returncode:
+        pytest.skip(f"bubblewrap cannot make namespaces here: {done.stderr.strip()}")
+
+
+def _alive() -> dict[int, str]:
+    """Every living process below this one: its id and how it was called."""
+    parents: dict[int, int] = {}
+    calls: dict[int, str] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+            call = stat.with_name("cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:  # it has just ended
+            continue
+        if state not in "ZX":
+            parents[int(stat.parent.name)], calls[int(stat.parent.name)] = int(parent), call
+
+    def is_ours(pid: int) -> bool:
+        while pid in parents:
+            pid = parents[pid]
+            if pid == os.getpid():
+                return True
+        return False
+
+    return {pid: call for pid, call in calls.items() if is_ours(pid)}
+
+
+@pytest.fixture
+def alive() -> Iterator[Callable[[], dict[int, str]]]:
+    """alive() lists the processes that the test has begun and that live, orphans too; none may be left."""
+    adopt = ctypes.CDLL(None).prctl
+    adopt(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans become children of this process
+    before = _alive()
+
+    def since() -> dict[int, str]:
+        return {pid: call for pid, call in _alive().items() if pid not in before}
+
+    yield since
+    patience = time.monotonic() + 20
+    while (left := since()) and time.monotonic() < patience:
+        time.sleep(0.05)
+    adopt(36, 0, 0, 0, 0)
+    assert not left

@@ -28,6 +28,8 @@ FLOORS = {
     "reward_process": 1,
     "rewards": 1,
     "recipe": 1,
+    "seccomp": 1,
+    "sandbox": 1,
     "data": 2,
     "word_problems": 2,
     "models": 2,

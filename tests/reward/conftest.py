@@ -9,8 +9,11 @@ from posttrain import content
 
 @pytest.fixture
 def reward(request):
-    """The reward function that the test file is named after: tests/reward/test_accuracy.py gets accuracy."""
-    name = request.path.stem.removeprefix("test_")
+    """The reward function that the test file is named after: tests/reward/test_accuracy.py gets accuracy.
+
+    A test file about a part of a reward names that: REWARD = "code".
+    """
+    name = getattr(request.module, "REWARD", request.path.stem.removeprefix("test_"))
     path = content.find("reward", name)
     assert path is not None
     spec = importlib.util.spec_from_file_location(f"reward_{name}", path)
