@@ -25,6 +25,6 @@ def repetition(completions, n: int = 3, max_penalty: float = -1.0, **columns):
         if total < 1:
             return 0.0
         distinct = len(set(zip(*(said[i:] for i in range(n)), strict=False)))
-        return (1 - distinct / total) * max_penalty
+        return (1 - distinct / total) * max_penalty if distinct < total else 0.0
 
     return [cost(text_of(completion)) for completion in completions]
