@@ -11,10 +11,9 @@
 - postscript: a line begins with `marker` ("P.S.") and goes on
 
 Counts take `min`, `max` or both; with neither, one is enough. The reasoning, up to the last </think>, is no
-part of the response, and one without a letter or digit keeps nothing. Words are what stands between
-spaces, and each character in scripts without spaces. `strict` pays 1.0 where all are kept and else
-0.0. For the language of a response there is the reward
-`language`.
+part of the response, and one without a letter or digit keeps nothing. Words are what stands between spaces,
+and each character in scripts without spaces. `strict` pays 1.0 where all are kept, and else 0.0. For the
+language of a response there is the reward `language`.
 """
 
 import difflib
