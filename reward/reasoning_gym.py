@@ -64,7 +64,7 @@ def reasoning_gym(
         if said is None or len(said) > LONGEST or NOT_FINITE.search(said) or endless(name, said):
             return 0.0
         try:
-            value = float(score(said, entry))
+            value = float(score(said, entry))  # pyright: ignore[reportCallIssue] - annotated as taking none
         except Exception:  # whatever a scorer trips over in what a model wrote
             return 0.0
         if not 0 <= value <= 1:  # one errs far above 1 where the right answer is negative; NaN

@@ -9,8 +9,9 @@ from posttrain.types import PosttrainError
 RIGHT, WRONG = "The answer is: 12", "The answer is: 13"
 
 
-def pay(reward, text, tokens, gold="12", max_tokens=100, **args):
-    return reward([text], completion_ids=[[7] * tokens], answer=[gold], max_tokens=max_tokens, **args)[0]
+def pay(reward, text, tokens, answer=("12",), **args):
+    args = {"max_tokens": 100, **args}
+    return reward([text], completion_ids=[[7] * tokens], answer=list(answer), **args)[0]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,7 @@ def test_values_and_form_of_ones_own(reward):
 
 
 def test_none_without_a_gold_answer(reward):
-    assert pay(reward, RIGHT, 5, gold=None) is None
+    assert pay(reward, RIGHT, 5, answer=[None]) is None
 
 
 def test_a_limit_that_makes_no_sense_is_refused(reward):
