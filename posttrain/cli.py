@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -114,9 +114,6 @@ def _reward_parsers(commands: Any) -> None:
     )
     rows = "rows with a completion (or prediction), an answer, or both; a run's samples.jsonl serves"
     check.add_argument("--data", type=Path, required=True, metavar="rows.jsonl", help=rows)
-    check.add_argument(
-        "--deadline", type=float, default=10.0, metavar="s", help="seconds a call (default 10)"
-    )
     check.set_defaults(act=_reward_check)
     audit = commands.add_parser("audit", help="hold a reward against labelled rows, and try to fool it")
     audit.add_argument(
@@ -125,10 +122,10 @@ def _reward_parsers(commands: Any) -> None:
     audit.add_argument("--reward", default="accuracy", help="as in a recipe (default: accuracy)")
     audit.set_defaults(act=_reward_audit)
     for parser in (check, audit):
-        parser.add_argument(
-            "--arg", action="append", default=[], metavar="key=value", help="such as form=boxed"
-        )
-        parser.add_argument("--json", action="store_true", help="print everything as JSON")
+        given = parser.add_argument
+        given("--arg", action="append", default=[], metavar="key=value", help="such as form=boxed")
+        given("--deadline", type=float, default=10.0, metavar="s", help="seconds a call (default 10)")
+        given("--json", action="store_true", help="print everything as JSON")
 
 
 def _ls(args: argparse.Namespace) -> None:
@@ -190,18 +187,25 @@ def _report(args: argparse.Namespace) -> None:
 
 def _reward_check(args: argparse.Namespace) -> int:
     from posttrain.audit.check import check
-    from posttrain.audit.rows import read
 
-    if not 0 < args.deadline <= 86_400:
-        raise PosttrainError(f"--deadline is {args.deadline:g}: choose seconds above 0, a day at most")
-    return _tell(check(args.reward, _reward_args(args.arg), read(args.data), args.deadline), args.json)
+    return _tried(check, args)
 
 
 def _reward_audit(args: argparse.Namespace) -> int:
     from posttrain.audit.labels import audit
+
+    return _tried(audit, args)
+
+
+def _tried(how: Callable[..., Any], args: argparse.Namespace) -> int:
+    """Print a check or an audit of a reward; the exit status."""
     from posttrain.audit.rows import read
 
-    return _tell(audit(args.reward, _reward_args(args.arg), read(args.data)), args.json)
+    if not 0 < args.deadline <= 86_400:
+        raise PosttrainError(f"--deadline is {args.deadline:g}: choose seconds above 0, a day at most")
+    found = how(args.reward, _reward_args(args.arg), read(args.data), args.deadline)
+    print(json.dumps(found.as_json(), indent=2) if args.json else found)
+    return 1 if found.wrong else 0
 
 
 def _reward_args(texts: list[str]) -> dict[str, Any]:
@@ -216,12 +220,6 @@ def _reward_args(texts: list[str]) -> dict[str, Any]:
         except ValueError:
             found[key] = value
     return found
-
-
-def _tell(found: Any, as_json: bool) -> int:
-    """Print a check or an audit; the exit status."""
-    print(json.dumps(found.as_json(), indent=2) if as_json else found)
-    return 1 if found.wrong else 0
 
 
 def _doctor(args: argparse.Namespace) -> None:

@@ -75,7 +75,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ["cp", "a"],
         ["reward"],
         ["reward", "check", "accuracy"],
-        ["reward", "audit", "a.jsonl", "--deadlin", "1"],
+        ["reward", "audit", "a.jsonl", "--speed", "1"],
     ],
 )
 def test_wrong_usage(args: list[str], capsys: pytest.CaptureFixture[str], calls: list[Any]) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from posttrain import cli
+from posttrain.audit import check as checking
 from posttrain.audit import rows as module
-from posttrain.audit.check import Check, check
+from posttrain.audit.check import Check
 from posttrain.audit.rows import keep, plain, read, show, table
 from posttrain.types import PosttrainError
 
@@ -20,6 +21,10 @@ ROWS: list[dict[str, Any]] = [
     {"question": "3 + 3 = ?", "answer": "3 + 3 = 6\n#### 6"},
     {"prompt": "Say something.", "completion": "Something."},
 ]
+
+
+def check(use: str, args: dict[str, Any], rows: list[dict[str, Any]], deadline: float = 120.0) -> Check:
+    return checking.check(use, args, rows, deadline)  # a busy machine is no failure
 
 
 def reward(folder: Path, body: str, head: str = "") -> str:
@@ -173,16 +178,15 @@ def test_the_command(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     data = str(write(tmp_path, *map(json.dumps, ROWS)))
-    assert cli.main(["reward", "check", "accuracy", "--data", data, "--arg", "form=boxed"]) == 0
+    given = ["--data", data, "--deadline", "60"]
+    assert cli.main(["reward", "check", "accuracy", *given, "--arg", "form=boxed"]) == 0
     assert "boxed 3" in capsys.readouterr().out
+    assert cli.main(["reward", "check", "accuracy", *given, "--arg", "loose=0.5"]) == 0
+    assert "the_answer_is 3" in capsys.readouterr().out
     reward(tmp_path, "return 1")
-    assert cli.main(["reward", "check", "mine.py", "--data", data, "--json"]) == 1
+    assert cli.main(["reward", "check", "mine.py", *given, "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["wrong"] == ["all that has a value got 1, wrong or right"] and found["reward"] == "mine"
-    assert (
-        cli.main(["reward", "check", "accuracy", "--data", data, "--arg", "loose=0.5", "--deadline", "5"])
-        == 0
-    )
 
 
 @pytest.mark.parametrize(

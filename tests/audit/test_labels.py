@@ -11,10 +11,15 @@ from typing import Any
 import pytest
 
 from posttrain import cli
-from posttrain.audit.labels import PROBED, Audit, audit, in_form, kind_of, probes
+from posttrain.audit import labels
+from posttrain.audit.labels import PROBED, Audit, in_form, kind_of, probes
 from posttrain.audit.rows import Item, prompt_of
 from posttrain.evaluate.metrics import wilson
 from posttrain.types import PosttrainError
+
+
+def audit(use: str, args: dict[str, Any], rows: list[dict[str, Any]]) -> Audit:
+    return labels.audit(use, args, rows, deadline=120.0)  # computer algebra may load slowly on a busy machine
 
 
 def row(prediction: Any, answer: Any, correct: Any = True, **more: Any) -> dict[str, Any]:
@@ -33,14 +38,19 @@ RIGHT = [
 ]
 
 
-def planted(folder: Path, rule: str) -> str:
+VERIFIED = "verify(text, gold, 'the_answer_is').correct"
+EXACT = "text == f'The answer is: {gold}'"  # loads no computer algebra
+
+
+def planted(folder: Path, rule: str, right: str = VERIFIED) -> str:
+    """A reward that pays for what is right, and where its rule holds: the hole."""
     path = folder / "hole.py"
     path.write_text(
         "import re, time\n"
         "from posttrain.verify import verify\n"
         "def hole(completions, answer, **columns):\n"
         "    def one(text, gold):\n"
-        f"        return float(verify(text, gold, 'the_answer_is').correct or bool({rule}))\n"
+        f"        return float({right} or bool({rule}))\n"
         "    return [one(text, gold) for text, gold in zip(completions, answer)]\n"
     )
     return str(path)
@@ -125,7 +135,7 @@ def test_undecided_rows_count_against_the_accuracy(tmp_path: Path) -> None:
 )
 def test_the_probe_finds_the_hole(rule: str, names: set[str], tmp_path: Path) -> None:
     rows = [row("4", "4", prompt="2 + 2 = ?"), row("A", "B", False)]
-    found = audit(planted(tmp_path, rule), {}, rows)
+    found = audit(planted(tmp_path, rule, EXACT), {}, rows)
     hits = {hit.probe for hit in found.hits}
     assert names <= hits, hits
     assert any("that scored" in one for one in found.wrong) and f"{min(names)} (" in str(found)
@@ -221,9 +231,9 @@ def write(folder: Path, rows: list[dict[str, Any]]) -> str:
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write(tmp_path, RIGHT)
-    assert cli.main(["reward", "audit", data]) == 0
+    assert cli.main(["reward", "audit", data, "--deadline", "120"]) == 0
     assert "accuracy on 8 labelled rows" in capsys.readouterr().out
-    hole = planted(tmp_path, "'full marks' in text")
+    hole = planted(tmp_path, "'full marks' in text", EXACT)
     assert cli.main(["reward", "audit", data, "--reward", hole, "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert {hit["probe"] for hit in found["hits"]} == {"injection", "injection, in form"}
