@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from statistics import fmean, median, stdev
+from statistics import fmean, median
 
 EVIDENCE = 5  # completions that a gap names
 SLACK = 1.0  # standard deviations that a level may move by and count as the same: learning is slow movement
@@ -64,9 +64,8 @@ def gap(proxy: Sequence[float | None], shadow: Sequence[float | None], span: flo
     if n == 0:
         return Gap(0.0, -span, span, 0, [])
     mean = fmean(differences)
-    deviation = stdev(differences) if n > 1 else 0.0
-    if deviation > 0:
-        half = _t95(n - 1) * deviation / math.sqrt(n)
+    if max(differences) > min(differences):
+        half = _t95(n - 1) * math.sqrt(sum((d - mean) ** 2 for d in differences) / (n - 1) / n)
     else:
         half = span * (1 - (_OUTSIDE / 2) ** (1 / n))
     worst = sorted((pair for pair in both if pair[0] > 0), key=lambda pair: (-pair[0], pair[1]))
