@@ -1,19 +1,20 @@
 """The command line. Imports nothing heavy: each command imports what it needs, so `--help` answers at once.
 
-Exit status: 0 done; 2 something the user can put right (one message, no traceback); 128 + the signal when
-stopped (130 Ctrl-C, 143 SIGTERM).
+Exit status: 0 done; 1 `reward check` or `reward audit` found something to look at; 2 something the user can
+put right (one message, no traceback); 128 + the signal when stopped (130 Ctrl-C, 143 SIGTERM).
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from posttrain import __version__, content
 from posttrain.stop import Stopped
@@ -24,6 +25,8 @@ posttrain ls                                        what ships
 posttrain cp recipes/r1_zero/smollm2 mine.yaml      take a recipe (or a reward) to edit
 posttrain run mine.yaml train.steps=5 --dry-run     what would run
 posttrain run mine.yaml                             run it
+posttrain reward check ./my_reward.py --data rows.jsonl   what a reward does on real rows
+posttrain reward audit rows.jsonl --reward accuracy       where it is wrong, and what fools it
 """
 
 
@@ -38,9 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     logging.basicConfig(format="%(message)s", level=logging.WARNING if _speaks() else logging.ERROR)
     try:
-        args.act(args)
+        status = args.act(args)
         sys.stdout.flush()
-        return 0
+        return status or 0
     except PosttrainError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -96,9 +99,33 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("folder", type=Path, help="the run's folder")
     report.set_defaults(act=_report)
 
+    reward = commands.add_parser("reward", help="try a reward on rows, before a run trains on it")
+    _reward_parsers(reward.add_subparsers(dest="what", required=True, metavar="what"))
+
     doctor = commands.add_parser("doctor", help="say what this machine has and what is missing")
     doctor.set_defaults(act=_doctor)
     return parser
+
+
+def _reward_parsers(commands: Any) -> None:
+    check = commands.add_parser("check", help="run a reward on rows: range, failures, speed, gold answers")
+    check.add_argument(
+        "reward", help="as in a recipe: a name, ./my_reward.py:function or package.module:function"
+    )
+    rows = "rows with a completion (or prediction), an answer, or both; a run's samples.jsonl serves"
+    check.add_argument("--data", type=Path, required=True, metavar="rows.jsonl", help=rows)
+    check.set_defaults(act=_reward_check)
+    audit = commands.add_parser("audit", help="hold a reward against labelled rows, and try to fool it")
+    audit.add_argument(
+        "data", type=Path, metavar="rows.jsonl", help="rows with prediction, answer and correct"
+    )
+    audit.add_argument("--reward", default="accuracy", help="as in a recipe (default: accuracy)")
+    audit.set_defaults(act=_reward_audit)
+    for parser in (check, audit):
+        given = parser.add_argument
+        given("--arg", action="append", default=[], metavar="key=value", help="such as form=boxed")
+        given("--deadline", type=float, default=10.0, metavar="s", help="seconds a call (default 10)")
+        given("--json", action="store_true", help="print everything as JSON")
 
 
 def _ls(args: argparse.Namespace) -> None:
@@ -156,6 +183,43 @@ def _report(args: argparse.Namespace) -> None:
     from posttrain.evaluate.report import write_report
 
     print(write_report(args.folder))
+
+
+def _reward_check(args: argparse.Namespace) -> int:
+    from posttrain.audit.check import check
+
+    return _tried(check, args)
+
+
+def _reward_audit(args: argparse.Namespace) -> int:
+    from posttrain.audit.labels import audit
+
+    return _tried(audit, args)
+
+
+def _tried(how: Callable[..., Any], args: argparse.Namespace) -> int:
+    """Print a check or an audit of a reward; the exit status."""
+    from posttrain.audit.rows import read
+
+    if not 0 < args.deadline <= 86_400:
+        raise PosttrainError(f"--deadline is {args.deadline:g}: choose seconds above 0, a day at most")
+    found = how(args.reward, _reward_args(args.arg), read(args.data), args.deadline)
+    print(json.dumps(found.as_json(), indent=2) if args.json else found)
+    return 1 if found.wrong else 0
+
+
+def _reward_args(texts: list[str]) -> dict[str, Any]:
+    """key=value texts; a value that is JSON (2, 0.5, true) counts as that, any other as text."""
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise PosttrainError(f"--arg {text!r}: expected key=value, such as form=boxed")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found
 
 
 def _doctor(args: argparse.Namespace) -> None:

@@ -134,7 +134,7 @@ def _rows(source: Source, where: str) -> Iterable[Row]:
     path = Path(source.source).expanduser()
     if not path.is_file():
         raise PosttrainError(f"{where}.source: no file {source.source!r} in {Path.cwd()}")
-    return _jsonl(path, where) if path.suffix == ".jsonl" else _parquet(path, where)
+    return jsonl(path, where) if path.suffix == ".jsonl" else _parquet(path, where)
 
 
 def _generated(source: Source, where: str) -> Iterator[Row]:
@@ -172,7 +172,8 @@ def _generated(source: Source, where: str) -> Iterator[Row]:
         raise PosttrainError(f"{where}.args: reasoning-gym's {name} cannot make rows: {said}") from error
 
 
-def _jsonl(path: Path, where: str) -> Iterator[Row]:
+def jsonl(path: Path, where: str) -> Iterator[Row]:
+    """The rows of a JSONL file. PosttrainError names the line that is no JSON object."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():

@@ -65,7 +65,18 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "args", [[], ["fly"], ["run"], ["ls", "x"], ["run", "tiny/tiny", "--dri-run"], ["cp", "a"]]
+    "args",
+    [
+        [],
+        ["fly"],
+        ["run"],
+        ["ls", "x"],
+        ["run", "tiny/tiny", "--dri-run"],
+        ["cp", "a"],
+        ["reward"],
+        ["reward", "check", "accuracy"],
+        ["reward", "audit", "a.jsonl", "--speed", "1"],
+    ],
 )
 def test_wrong_usage(args: list[str], capsys: pytest.CaptureFixture[str], calls: list[Any]) -> None:
     with pytest.raises(SystemExit) as stop:

@@ -5,6 +5,7 @@ Model text is data: everything is escaped, and the page's own policy forbids scr
 
 from __future__ import annotations
 
+from collections import Counter
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from posttrain.evaluate.written import written_section
 from posttrain.files import replace_text
 
 RECIPE_LIMIT = 100_000  # characters shown
+REASONS = 20  # why completions were left out: so many are shown
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -97,7 +99,40 @@ def _callouts(run: Run) -> str:
         )
     if run.problems:
         notes.append(f'<p class="callout quiet">{escape(" ".join(run.problems))}</p>')
-    return "\n".join(notes)
+    return "\n".join([*notes, *left_out(run)])
+
+
+def left_out(run: Run) -> list[str]:
+    """How many completions had no reward, and why; nothing where all had one."""
+    masked = sum(number(record.get("masked_rows")) or 0 for record in run.steps)
+    reasons: Counter[str] = Counter()
+    for record in run.steps:
+        counts = record.get("reward_failures")
+        for reason, count in (counts if isinstance(counts, dict) else {}).items():
+            reasons[str(reason)] += int(number(count) or 0)
+    failed = sum(reasons.values())
+    if not masked and not failed:
+        return []
+    if masked > failed:
+        reasons["no reward applied (None)"] = int(masked - failed)
+    # The number of completions is not logged; tokens / mean length gives it.
+    pairs = [(number(record.get("tokens")), number(record.get("length"))) for record in run.steps]
+    rows = round(sum(tokens / length for tokens, length in pairs if tokens and length))
+    of = f" of {rows:,}" if rows >= masked else ""
+    told = f"{masked:,.0f}{of} training completions had no reward, so nothing was learnt from them."
+    if not masked:
+        told = "Every completion had a reward, but one that is only reported (weight 0) failed."
+    shown = "".join(
+        f"<tr><td>{escape(reason)}</td><td>{count:,}</td></tr>"
+        for reason, count in reasons.most_common(REASONS)
+    )
+    more = f" The {REASONS} most frequent of {len(reasons):,}." if len(reasons) > REASONS else ""
+    heads = '<tr><th scope="col">reason</th><th scope="col">times</th></tr>'
+    table = f'<div class="scroll"><table><thead>{heads}</thead><tbody>{shown}</tbody></table></div>'
+    return [
+        f'<p class="callout"><b>Rewards that failed or did not apply.</b> {told}</p>',
+        f"<details><summary>Why there was no value.{more}</summary>{table}</details>",
+    ]
 
 
 # --- what produced it ---

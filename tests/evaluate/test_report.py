@@ -173,6 +173,23 @@ def test_model_text_and_names_are_inert(fake_run):
     assert page.text.count("<script>alert(1)</script>") > 30  # shown as text
 
 
+def test_what_was_left_out_is_counted(fake_run):
+    folder = fake_run(steps=4, n=4)
+    assert "had no reward" not in page_of(folder).text
+    each = {"tokens": 320, "length": 40.0, "masked_rows": 3, "reward_failures": {"mine: returned nan": 2}}
+    rewrite(folder / "metrics.jsonl", lambda r: "reward" in r and r.update(each))
+    text = page_of(folder).text
+    assert "12 of 32 training completions had no reward" in text
+    assert "mine: returned nan 8" in text and "no reward applied (None) 4" in text
+    rewrite(folder / "metrics.jsonl", lambda r: "reward" in r and r.update(masked_rows=0))
+    assert "only reported (weight 0) failed" in page_of(folder).text
+    many = {f"mine: {i}": i for i in range(1, 31)}
+    odd = {"masked_rows": None, "reward_failures": many, "tokens": "x"}
+    rewrite(folder / "metrics.jsonl", lambda r: "reward" in r and r.update(odd))
+    text = page_of(folder).text
+    assert "The 20 most frequent of 30" in text and "mine: 30 120" in text and "mine: 10 " not in text
+
+
 def test_odd_characters(fake_run):
     folder = fake_run(steps=3, n=4)
     odd = "\x00\x1b[31m \x85 \ud83d مرحبا 你好 \u202eabc\u2069 \ufffe 🙂\r\n\t&amp;"
