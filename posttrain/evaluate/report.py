@@ -16,6 +16,7 @@ from posttrain.evaluate.curves import curves_section
 from posttrain.evaluate.headline import result_section
 from posttrain.evaluate.metrics import number
 from posttrain.evaluate.runfolder import Run, estimate, read_run
+from posttrain.evaluate.suspicion import suspicions
 from posttrain.evaluate.words import NONE, decimal, percent
 from posttrain.evaluate.written import written_section
 from posttrain.files import replace_text
@@ -99,6 +100,11 @@ def _callouts(run: Run) -> str:
         )
     if run.problems:
         notes.append(f'<p class="callout quiet">{escape(" ".join(run.problems))}</p>')
+    if signs := suspicions(run):
+        notes.append(
+            '<p class="callout"><b>Is a reward being gamed?</b> '
+            f"{escape(' '.join(signs))} Read those completions before you trust the curve.</p>"
+        )
     return "\n".join([*notes, *left_out(run)])
 
 

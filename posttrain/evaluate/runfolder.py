@@ -18,7 +18,7 @@ from posttrain.evaluate.metrics import number
 from posttrain.types import PosttrainError
 
 FILES = ("recipe.yaml", "metrics.jsonl", "samples.jsonl", "result.json")
-LATEST = 4  # training completions kept for a run that has nothing to compare yet
+RECENT = 256  # training completions kept
 
 Record = dict[str, Any]
 
@@ -38,7 +38,7 @@ class Run:
     """What a run folder holds.
 
     `steps`: the training records of metrics.jsonl in order, one a step. `evaluations`: (step, Evaluation).
-    `pairs`: held-out samples by prompt id, then by phase. `latest`: the last training samples.
+    `pairs`: held-out samples by prompt id, then by phase. `recent`: the last training samples.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Run:
     steps: list[Record] = field(default_factory=list)
     evaluations: list[tuple[float, Record]] = field(default_factory=list)
     pairs: dict[str, dict[str, Record]] = field(default_factory=dict)
-    latest: list[Record] = field(default_factory=list)
+    recent: list[Record] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -173,14 +173,14 @@ def _read_metrics(path: Path, run: Run) -> None:
 
 
 def _read_samples(path: Path, run: Run) -> None:
-    latest: deque[Record] = deque(maxlen=LATEST)
+    recent: deque[Record] = deque(maxlen=RECENT)
     for record in _lines(path, run):
         phase, identity = record.get("phase"), record.get("id")
         if phase in ("before", "after") and record.get("split", "heldout") == "heldout":
             run.pairs.setdefault(str(identity), {})[phase] = record
         elif phase == "train":
-            latest.append(record)
-    run.latest = list(latest)
+            recent.append(record)
+    run.recent = list(recent)
 
 
 def transitions(run: Run) -> Counter[str]:

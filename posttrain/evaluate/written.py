@@ -8,6 +8,7 @@ from posttrain.evaluate.runfolder import Record, Run, transition, transitions
 from posttrain.evaluate.words import compact
 
 SHOWN = 12  # held-out prompts shown side by side
+LATEST = 4  # training completions shown of a run that has nothing to compare yet
 TEXT_LIMIT = 6000  # characters of a completion shown
 CHANGES = ("wrong→right", "right→wrong", "wrong→wrong", "right→right")
 
@@ -85,12 +86,12 @@ def _completion(record: Record, word: str) -> str:
 
 
 def _latest(run: Run) -> str:
-    if not run.latest:
+    if not run.recent:
         return ""
     shown = "".join(
         f'<article class="sample">{_question(r)}<div class="sides">'
         f"{_completion(r, 'step ' + compact(r.get('step')))}</div></article>"
-        for r in run.latest
+        for r in run.recent[-LATEST:]
     )
     about = '<p class="about">The latest training completions.</p>'
     return f"<section><h2>What it writes</h2>{about}{shown}</section>"
