@@ -1,5 +1,6 @@
 """A thousand hostile answers through the real reward, in its killable process: all decided, or undecided."""
 
+import os
 import random
 from pathlib import Path
 
@@ -100,23 +101,31 @@ def descendants() -> set[int]:
     return found
 
 
+def seconds(pid: int) -> float:
+    """The processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @pytest.mark.slow
 def test_a_thousand_hostile_answers_are_all_decided_in_the_child():
     texts = [wrap(hostile(seed), seed // 50) for seed in range(1000)]
     golds = [GOLDS[seed % len(GOLDS)] for seed in range(1000)]
     assert len(set(texts)) > 500
     before = descendants()
-    with Rewards([RewardSpec("accuracy", args={"form": "any"})], deadline=60.0) as rewards:
+    with Rewards([RewardSpec("accuracy", args={"form": "any"})], deadline=250.0) as rewards:
         (pid,) = descendants() - before
         scores = []
         for start in range(0, 1000, 50):
             rows = range(start, start + 50)
             prompts = [Prompt(str(row), "?", golds[row], {}) for row in rows]
             scores += rewards.score(prompts, [Completion([1], [0.0], "stop", texts[row]) for row in rows])
+        used = seconds(pid)
         assert descendants() - before == {pid}  # one process from first to last: none hung, none died
         peak = int(Path(f"/proc/{pid}/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
     assert not descendants() - before
     assert not [score.failures for score in scores if score.failures]
+    assert used < 60, f"{used:.0f} s of processor time"  # the limit is one second each
     assert peak < 2**30, f"{peak / 2**20:.0f} MiB"
     right = [texts[row] for row, score in enumerate(scores) if score.total != 0.0]
     assert all(len(text) < 2_000_000 and "2" in text for text in right), right  # "2" after much white space
