@@ -48,6 +48,7 @@ _POWER = r"(?:\^\{?[23]\}?)?"
 _UNIT = re.compile(
     rf"(.+?)\s+((?:(?:square|sq\.?|cubic) )?[A-Za-z]{{2,}}{_POWER}(?:(?:/| per )[A-Za-z]+{_POWER})?)"
 )
+_LETTER_UNIT = re.compile(rf"(.+?)\s+([mgshLJNWV]{_POWER})")
 _SEVERAL = re.compile(r"\b(?:or|and)\b|;|,(?!\d{3})")
 # A sentence around a number: "there are 5 apples". Words that turn its sense are in none.
 _LEAD = re.compile(
@@ -128,8 +129,10 @@ def _decide(ours: str, theirs: str, depth: int) -> Decision:
         return Decision(True, "number") if _is_number(ours, target) else DIFFERENT
     if depth < _DEEPEST and (decision := _by_shape(ours, theirs, depth)) is not None:
         return decision
-    (ours, unit), (theirs, gold_unit) = _without_unit(ours), _without_unit(theirs)
+    (ours, unit), (theirs, gold_unit) = _without_units(ours, theirs)
     if not is_math(ours) or not is_math(theirs) or (unit and gold_unit and unit != gold_unit):
+        return DIFFERENT
+    if _other_case(ours, theirs):
         return DIFFERENT
     if same_text(ours, theirs):
         return Decision(True, "text")
@@ -187,11 +190,32 @@ def _is_number(ours: str, target: _Target) -> bool:
     return number is not None and same_number(number, target.number)
 
 
-def _without_unit(formula: str) -> tuple[str, tuple[str, Fraction] | None]:
-    """A formula and the unit behind it: 2\\sqrt{3} cm. None where there is none that we know."""
-    match = _UNIT.fullmatch(formula)
+_Measured = tuple[str, tuple[str, Fraction] | None]
+
+
+def _without_units(ours: str, theirs: str) -> tuple[_Measured, _Measured]:
+    """Two formulas, each with the unit behind it: 2\\sqrt{3} cm. None where there is none that we know.
+
+    A lone m is a unit only where the other formula has one: it may be a variable.
+    """
+    mine, gold = _without_unit(ours, _UNIT), _without_unit(theirs, _UNIT)
+    if mine[1] and not gold[1]:
+        gold = _without_unit(theirs, _LETTER_UNIT)
+    elif gold[1] and not mine[1]:
+        mine = _without_unit(ours, _LETTER_UNIT)
+    return mine, gold
+
+
+def _without_unit(formula: str, pattern: re.Pattern[str]) -> _Measured:
+    match = pattern.fullmatch(formula)
     unit = read_unit(match[2]) if match else ("", Fraction(1))
     return (match[1], unit) if match and "^" in unit[0] else (formula, None)
+
+
+def _other_case(ours: str, theirs: str) -> bool:
+    """Whether two formulas have the same letters but for their case, which math-verify reads over."""
+    mine, gold = (set(re.findall(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", " ", text))) for text in (ours, theirs))
+    return mine != gold and {letter.lower() for letter in mine} == {letter.lower() for letter in gold}
 
 
 def _by_shape(ours: str, theirs: str, depth: int) -> Decision | None:
