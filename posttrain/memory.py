@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # their numbers in glibc's malloc.h
@@ -16,6 +18,34 @@ def peak_gib() -> float:
     """The most memory this process has held, in GiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def data_bytes() -> int | None:
+    """The private memory that this process may write to, in bytes; None where the system does not say."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmData:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+@contextlib.contextmanager
+def capped(most: int | None) -> Iterator[None]:
+    """Hold `data_bytes` to `most` while the block runs (None: no limit), and what it starts to as much each.
+
+    An allocation over it raises MemoryError; C code that does not look for it ends the process. Address
+    space only reserved, as CUDA does by the terabyte, does not count: hence not RLIMIT_AS.
+    """
+    if most is None:
+        yield
+        return
+    before, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    bounds = [most, *(bound for bound in (before, hard) if bound != resource.RLIM_INFINITY)]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(bounds), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (before, hard))
 
 
 def settle() -> None:

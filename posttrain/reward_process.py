@@ -12,6 +12,7 @@ parent's `sys.path`, which undoes PYTHONSAFEPATH.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib
 import importlib.util
 import inspect
@@ -33,10 +34,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from posttrain.memory import capped, data_bytes
 from posttrain.types import PosttrainError
 
 _PRINTED = 2000  # characters of a call's output that are kept
 _MESSAGE = 160  # characters of an error's message that are kept
+_MEMORY = 4 * 2**30  # bytes that a call may take beyond what is held once the rewards are loaded
 # The child uses this very posttrain, wherever the parent found it, without any change to a search path.
 _START = """
 import importlib.util, os, sys
@@ -207,24 +210,27 @@ def serve() -> None:
     inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(requests, inbox), daemon=True).start()
     functions: dict[int, Callable[..., Any]] = {}
+    held = [0]  # bytes of data with the rewards loaded; 0: not known
     while True:
         request = inbox.get()
         with _captured() as printed:
-            reply = _answer(request, functions)
+            reply = _answer(request, functions, held)
         replies.write(json.dumps({**reply, "printed": printed.tail}).encode() + b"\n")
         replies.flush()
 
 
-def _answer(request: bytes, functions: dict[int, Callable[..., Any]]) -> dict[str, Any]:
+def _answer(request: bytes, functions: dict[int, Callable[..., Any]], held: list[int]) -> dict[str, Any]:
     action = None
     try:
         action, body = pickle.loads(request)
         if action == "load":
             index, source = body
             functions[index] = _load(source, index)
+            held[0] = data_bytes() or 0
             return {}
         index, count, columns = body
-        return {"values": _call(functions[index], columns, count)}
+        with capped(held[0] + _MEMORY if held[0] else None):
+            return {"values": _call(functions[index], columns, count)}
     except PosttrainError as error:
         return {"fix" if action == "load" else "error": str(error)}
     except BaseException as error:  # SystemExit and KeyboardInterrupt of a reward are its failures too
@@ -347,8 +353,6 @@ def _choices(function: Callable[..., Any]) -> dict[str, tuple[Any, ...]]:
 
 
 def _unknown(start: str, given: Any, known: list[str] | tuple[Any, ...]) -> str:
-    import difflib
-
     options = [str(name) for name in known if name != "completions"]
     near = difflib.get_close_matches(str(given), options, 1)
     hint = f" Did you mean {near[0]!r}?" if near else ""

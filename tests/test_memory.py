@@ -1,12 +1,13 @@
 """Memory given back to the system, on the allocator that the demo runs on."""
 
+import resource
 import sys
 
 import pytest
 import torch
 
 from posttrain import memory
-from posttrain.memory import Keeper, give_back, peak_gib, resident, settle
+from posttrain.memory import Keeper, capped, data_bytes, give_back, peak_gib, resident, settle
 
 
 def resident_mib() -> float:
@@ -43,3 +44,20 @@ def test_freed_memory_is_kept_for_the_next_step_until_it_piles_up():
     assert resident_mib() > before * memory.PILED
     keep()
     assert resident_mib() < before + 60
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_cap_holds_for_its_block_only():
+    held = data_bytes()
+    assert held
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    with capped(held + 2**28):
+        assert len(bytes(2**26)) == 2**26
+        with pytest.raises(MemoryError):
+            bytes(2**30)
+        with capped(2**50), pytest.raises(MemoryError):  # an inner block lifts nothing
+            bytes(2**30)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+    assert len(bytes(2**30)) == 2**30  # never touched: takes no memory
+    with capped(None):
+        assert resource.getrlimit(resource.RLIMIT_DATA) == before

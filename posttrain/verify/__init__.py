@@ -34,11 +34,13 @@ class Verdict:
     """Whether a completion is right, what was read from it, and which rule decided.
 
     `extracted` is None, and `rule` is "missing", when the text does not answer in the asked-for form.
+    Where no rule may decide, `rule` is "undecided", `reason` says why, and `correct` is False.
     """
 
     correct: bool
     extracted: str | None
     rule: Rule
+    reason: str = ""
 
 
 def verify(text: str, gold: Any, form: Form) -> Verdict:
@@ -51,5 +53,5 @@ def verify(text: str, gold: Any, form: Form) -> Verdict:
     extracted = extract(text, form)
     if extracted is None:
         return Verdict(False, None, "missing")
-    correct, rule = compare(extracted, gold_of(gold))
-    return Verdict(correct, extracted, rule)
+    correct, rule, reason = compare(extracted, gold_of(gold))
+    return Verdict(correct, extracted, rule, reason)

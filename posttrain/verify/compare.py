@@ -1,264 +1,241 @@
-"""Is an answer equal to the gold answer? Three rules, the cheapest first.
+"""Is an answer equal to the gold answer? The gold answer says by which rule; the cheapest is tried first.
 
 1. text: the same after normalisation ("$\\text{Paris}$." and "paris").
-2. number: where the gold answer is a plain number, the answer must be one too, and equal: exactly, or to six
+2. json, choice, date: where the gold answer is a JSON object or array, a letter, a date or a time of day.
+3. number: where the gold answer is a plain number, the answer must be one too, and equal: exactly, or to six
    decimals where the gold answer is no whole number. Thousands separators, a currency, a percent sign and a
    unit that the gold answer does not name are read over. The number has to be worked out: "3 + 4", "2^3" and,
    for 4, "8/2" are refused; a policy would otherwise learn to hand the question back as its answer.
-3. math: other formulas (roots, intervals, tuples, equations) are compared by math-verify, imported only then.
+4. parts, interval, matrix: sets, tuples, lists, ranges and matrices, part by part, by these same rules.
+5. math: other formulas (roots, equations, powers) are compared by math-verify, imported only then.
+
+What no rule may decide (too long, not safe for computer algebra, out of time) is "undecided", which is not
+correct, with the reason.
 """
 
 from __future__ import annotations
 
-import math
 import re
-import threading
-import unicodedata
+import time
 from fractions import Fraction
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-Rule = Literal["text", "number", "math", "different", "missing"]
+from posttrain.verify.choices import Choice, gold_choice, lists_choices, picked
+from posttrain.verify.dates import read_moment, same_moment
+from posttrain.verify.json_values import read_json, same_json
+from posttrain.verify.numbers import Number, read_number, same_based, same_number
+from posttrain.verify.shapes import Undecided, same_shape
+from posttrain.verify.spelling import is_math, normalise, same_text
+from posttrain.verify.units import read_unit
 
-_LONGEST_MATH = 300  # characters of a formula handed to computer algebra
-_MATH_SECONDS = 3  # math-verify's own limit, by SIGALRM; the caller's deadline stands behind it
-_LARGEST_POWER = 100_000  # bound on the product of all exponents in a formula
+Rule = Literal[
+    "text", "json", "choice", "date", "number", "parts", "interval", "matrix", "math",
+    "different", "undecided", "missing",
+]  # fmt: skip
 
-_DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
-_DECIMAL = rf"(?:{_DIGITS}(?:\.\d*)?|\.\d+)(?:e[+-]?\d{{1,3}}|\\times10\^\{{?[+-]?\d{{1,3}}\}}?)?"
-_PLAIN = re.compile(
-    r"(?P<sign>[+-]?)\s*(?P<currency>[$€£¥₹]?)\s*(?P<sign2>[+-]?)"
-    rf"(?:\\frac\{{(?P<top>{_DECIMAL})\}}\{{(?P<bottom>{_DECIMAL})\}}"
-    r"|(?:(?P<whole>\d{1,9})(?:\s+|(?=\\)))(?:\\frac\{(?P<mixed_top>\d{1,9})\}\{(?P<mixed_bottom>\d{1,9})\}"
-    r"|(?P<mixed_top2>\d{1,9})/(?P<mixed_bottom2>\d{1,9}))"
-    rf"|(?P<over>{_DECIMAL})\s*/\s*(?P<under>{_DECIMAL})"
-    rf"|(?P<number>{_DECIMAL}))"
-    r"\s*(?P<percent>%|percent\b)?\s*(?P<unit>.*)",
-    re.IGNORECASE | re.DOTALL,
+LONGEST = 1000  # characters of an answer; or twice the gold answer's
+_DEEPEST = 4  # parts in parts
+_CACHED = 1000  # characters of a pair that is remembered
+_SECONDS = 2.0  # of processor time after which no more parts of an answer are looked at
+OUT_OF_TIME = "the comparison ran out of time"
+
+_ASSIGNED = re.compile(r"((?:[A-Za-z]|\\[a-z]{2,7})(?:_\{?\w{1,3}\}?)?)\s*=\s*([^=]+)")
+_FLIPPED = re.compile(r"([^=]+?)\s*=\s*((?:[A-Za-z]|\\[a-z]{2,7})(?:_\{?\w{1,3}\}?)?)")
+_BRACKETED = re.compile(r"(-?)\s*[({]([^(){}]*)[)}]")  # (5), -(1/2)
+_LAST_EQUAL = re.compile(r"=|\\approx(?![A-Za-z])|≈|\\equiv(?![A-Za-z])")
+_POWER = r"(?:\^\{?[23]\}?)?"
+_UNIT = re.compile(
+    rf"(.+?)\s+((?:(?:square|sq\.?|cubic) )?[A-Za-z]{{2,}}{_POWER}(?:(?:/| per )[A-Za-z]+{_POWER})?)"
 )
-_UNIT = re.compile(r"[^\W\d_][^\W\d_.\-]*(?:[ /.\-]+[^\W\d_]+){0,4}\.?(?:\^?\{?[23²³]\}?)?|°[CF]?|[€£¥₹]")
-_CURRENCY = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee"}
-_SCALE = {
-    "hundred": 10**2,
-    "thousand": 10**3,
-    "million": 10**6,
-    "billion": 10**9,
-    "trillion": 10**12,
-    "dozen": 12,
-}
-# Words after a number that change it or stand for an operation: no unit.
-_NO_UNIT = re.compile(
-    r"\b(?:and|or|not|to|by|over|less|more|half|plus|minus|times|squared|cubed|factorial"
-    r"|pi|sqrt|log|ln|sin|cos|tan|mod)\b",
+_LETTER_UNIT = re.compile(rf"(.+?)\s+([mgshLJNWV]{_POWER})")
+_SEVERAL = re.compile(r"\b(?:or|and)\b|;|,(?!\d{3})")
+# A sentence around a number: "there are 5 apples". Words that turn its sense are in none.
+_LEAD = re.compile(
+    r"(?:[A-Za-z][A-Za-z ,']{0,80}?\b(?:is|are|equals|was|were|has|have|had|gets|gives|costs|makes|be)"
+    r"(?: exactly| equal to)?|(?:the )?(?:final |correct )?(?:answer|result|solution|total|sum))\s*:?\s+",
     re.IGNORECASE,
 )
-# The only single Latin letters that are units; others are variables.
-_LETTER_UNITS = frozenset("mgshLlJNWVAKCF")
+_TURNS = re.compile(
+    r"\b(?:not|never|no|nor|none|\w+n't|except|half|twice|double|less|more|least|most|over|under|or|if|square|"
+    r"sum|without)\b",
+    re.IGNORECASE,
+)
 
 
-class Number(NamedTuple):
-    """A plain number as written: its value, whether a percent sign stood behind it, its unit ("" for none).
+class Decision(NamedTuple):
+    """Whether an answer is the gold one, the rule that decided, and why none did ("" where one did)."""
 
-    `reduced` is False for a fraction not in lowest terms, such as 8/2.
-    """
+    correct: bool
+    rule: Rule
+    reason: str = ""
 
-    value: Fraction
-    percent: bool
-    unit: str
-    reduced: bool
+
+class _Stopped(Exception):
+    pass
+
+
+DIFFERENT = Decision(False, "different")
 
 
 def equal(candidate: str, gold: str) -> bool:
     """Whether a bare answer (no sentence around it) equals the gold answer. See this file's rules.
 
-    Never raises for odd text. The third rule may be slow: call it where it can be killed.
+    Never raises for odd text. The last rule may be slow: call it where it can be killed.
     """
-    return compare(candidate, gold)[0]
+    return compare(candidate, gold).correct
 
 
-def compare(candidate: str, gold: str) -> tuple[bool, Rule]:
-    """`equal`, with the rule that decided."""
-    if len(candidate) > max(1000, 2 * len(gold)):
-        return False, "different"
+def compare(candidate: str, gold: str) -> Decision:
+    """`equal`, with the rule that decided or the reason why none did."""
+    if len(candidate) > max(LONGEST, 2 * len(gold)):
+        return Decision(False, "undecided", "the answer is too long")
+    if len(candidate) + len(gold) > _CACHED:
+        return _compare(candidate, gold)
+    return _remembered(candidate, gold)
+
+
+def _compare(candidate: str, gold: str) -> Decision:
+    value = read_json(gold) if gold[:1] in "[{`" else None
+    if value is not None:
+        mine = read_json(candidate)
+        if mine is not None and same_json(mine, value):
+            return Decision(True, "json")
+        if isinstance(value, dict):
+            return DIFFERENT
     ours, theirs = normalise(candidate), normalise(gold)
     if not ours or not theirs:
-        return False, "different"
-    if _same_text(ours, theirs):
-        return True, "text"
-    target = read_number(theirs)
-    if target is not None:
-        number = read_number(ours) or read_number(ours.rpartition("=")[2].strip())
-        return (True, "number") if number and _same_number(number, target) else (False, "different")
-    if _same_math(ours, theirs):
-        return True, "math"
-    return False, "different"
+        return DIFFERENT
+    return _decide(ours, theirs, 0)
 
 
-def normalise(text: str) -> str:
-    """One spelling: ASCII digits and signs, no LaTeX wrapping or spacing, no full stop, no emphasis."""
-    text = "".join(map(_plain_character, text)).strip()
-    text = re.sub(r"(?<=\d)(?:\{,\}|\\[,!]|[\u00a0\u2009\u202f])\s*(?=\d{3})", ",", text)
-    text = re.sub(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}", r"\1", text)
-    text = re.sub(
-        r"\\(?:left|right|displaystyle|[,!;: ])|\\\(|\\\)|\\\[|\\\]|(?<!\d)\*\*|\*\*(?!\d)|`|~", " ", text
-    )
-    text = re.sub(r"\\([$%#&])", r"\1", text)
-    text = re.sub(r"\\[dtc]frac", r"\\frac", text)
-    text = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
-    text = re.sub(r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?", "°", text)
-    text = re.sub(r"\s*(?:\\times|\\cdot|×|·)\s*10\s*\^", r"\\times10^", text)
-    text = re.sub(r"\s+", " ", text).strip()
-    if len(text) > 1 and text[0] == "$" and text[-1] == "$":
-        text = text.strip("$ ")
-    return text.rstrip(".").strip()
+_remembered = lru_cache(maxsize=4096)(_compare)  # many of a prompt's completions give the same answer
 
 
-@lru_cache(maxsize=4096)
-def _plain_character(char: str) -> str:
-    if char.isascii():
-        return char
-    if char.isdecimal():  # ٤, ४, ４ … but not ⁴ or ④, which would change the number
-        return str(unicodedata.decimal(char))
-    form = unicodedata.normalize("NFKC", char)
-    kind = unicodedata.decomposition(char)
-    if kind.startswith("<fraction>"):
-        return " " + form.replace("\u2044", "/")
-    if char in "−–﹣－":
-        return "-"
-    if kind.startswith("<wide>"):
-        return form
-    return char
+def _decide(ours: str, theirs: str, depth: int) -> Decision:
+    """Compare two normalised texts; `depth` counts the parts that they are in."""
+    if same_text(ours, theirs):
+        return Decision(True, "text")
+    choice = gold_choice(theirs) if depth == 0 else None
+    if choice is not None and (decision := _by_choice(ours, choice)) is not None:
+        return decision
+    moment = read_moment(theirs)
+    if moment is not None:
+        mine = read_moment(ours)
+        return Decision(True, "date") if mine and same_moment(mine, moment) else DIFFERENT
+    if (based := same_based(ours, theirs)) is not None:
+        return Decision(True, "number") if based else DIFFERENT
+    if (target := _target(theirs)) is not None:
+        return Decision(True, "number") if _is_number(ours, target) else DIFFERENT
+    if depth < _DEEPEST and (decision := _by_shape(ours, theirs, depth)) is not None:
+        return decision
+    (ours, unit), (theirs, gold_unit) = _without_units(ours, theirs)
+    if not is_math(ours) or not is_math(theirs) or (unit and gold_unit and unit != gold_unit):
+        return DIFFERENT
+    if _other_case(ours, theirs):
+        return DIFFERENT
+    if same_text(ours, theirs):
+        return Decision(True, "text")
+    from posttrain.verify.algebra import same_formula
+
+    same = same_formula(ours, theirs)
+    if isinstance(same, str):
+        return Decision(False, "undecided", same)
+    return Decision(True, "math") if same else DIFFERENT
 
 
-def _same_text(ours: str, theirs: str) -> bool:
-    def key(text: str) -> str:
-        letter = re.fullmatch(r"\(?([A-Za-z])[).]?", text)  # a choice: (B), B) or B
-        text = letter[1] if letter else text
-        return re.sub(r"\s+", "", text) if re.search(r"\d", text) is None else text.strip()
-
-    # Capitals tell formulas apart (V is not v), but not words.
-    ours, theirs = key(ours), key(theirs)
-    return ours == theirs or (len(ours) > 1 and not _is_math(theirs) and ours.casefold() == theirs.casefold())
-
-
-@lru_cache(maxsize=4096)
-def read_number(text: str) -> Number | None:
-    """A normalised text as a plain number, or None where it is anything else or larger than anyone means."""
-    match = _PLAIN.fullmatch(text) if len(text) <= 1000 else None
-    if match is None or (match["sign"] and match["sign2"]):
-        return None
-    unit = _read_unit(match)
-    if unit is None:
-        return None
-    name, scale = unit
-    part = match.groupdict()
-    tops = part["mixed_top"] or part["mixed_top2"] or part["top"] or part["over"] or part["number"]
-    bottoms = part["mixed_bottom"] or part["mixed_bottom2"] or part["bottom"] or part["under"] or "1"
-    top, bottom = _decimal(tops), _decimal(bottoms)
-    if bottom == 0:
-        return None
-    whole = int(part["whole"] or 0)
-    sign = -1 if "-" in (match["sign"], match["sign2"]) else 1
-    percent = bool(match["percent"])
-    integers = top.denominator == bottom.denominator == 1
-    reduced = bottoms == "1" or (integers and bottom != 1 and math.gcd(int(top), int(bottom)) == 1)
-    value = sign * (whole + top / bottom) * scale / (100 if percent else 1)
-    return Number(value, percent, name, reduced)
+def _by_choice(ours: str, gold: Choice) -> Decision | None:
+    mine = picked(ours)
+    if mine is not None:
+        if mine.letter != gold.letter:
+            return DIFFERENT
+        # The right letter beside another choice's text is two answers.
+        same = not (mine.text and gold.text) or _decide(normalise(mine.text), normalise(gold.text), 1).correct
+        return Decision(True, "choice") if same else DIFFERENT
+    if not gold.text:
+        formula = gold.letter in ours and len(ours) > 1 and is_math(ours) and not lists_choices(ours)
+        return None if formula else DIFFERENT  # V = IR, where V is no choice
+    decision = _decide(ours, normalise(gold.text), 1)
+    return Decision(True, "choice") if decision.correct else decision
 
 
-def _decimal(text: str) -> Fraction:
-    text = text.replace(",", "").lower()
-    text = re.sub(r"\\times10\^\{?([+-]?\d+)\}?", r"e\1", text)
-    mantissa, _, exponent = text.partition("e")
-    return Fraction(mantissa.rstrip(".")) * Fraction(10) ** int(exponent or 0)
+class _Target(NamedTuple):
+    number: Number
+    variable: str  # "" where the gold answer names none
 
 
-def _read_unit(match: re.Match[str]) -> tuple[str, int] | None:
-    """(unit, scale) of the words behind a number: ("dollar", 10⁶) for "3 million dollars". None: no unit."""
-    unit, scale = match["unit"].strip(), 1
-    words = unit.split(" ", 1)
-    if words[0].lower() in _SCALE:
-        scale, unit = _SCALE[words[0].lower()], words[1].strip() if len(words) > 1 else ""
-    currency = _CURRENCY.get(match["currency"], "")
-    if not unit:
-        return currency, scale
-    if unit != "$" and not (_UNIT.fullmatch(unit) and (unit[0].isalpha() or not unit[0].isalnum())):
-        return None  # nor is a superscript: 12² is not 12
-    if re.fullmatch(r"[A-Za-z](\^.*)?", unit):  # 5 m, but not 5x
-        spaced = match.string[: match.start("unit")].endswith(" ")
-        if not spaced or unit[0] not in _LETTER_UNITS:
-            return None
-    words = re.findall(r"[^\W\d_]+", unit.lower())
-    if _NO_UNIT.search(unit) or not _SCALE.keys().isdisjoint(words):
-        return None
-    name = _CURRENCY.get(unit, " ".join(word.removesuffix("s") for word in words) or unit)
-    return currency or name, scale
+def _target(theirs: str) -> _Target | None:
+    """The plain number that a gold answer is: "5", or "x = 5"."""
+    if (number := read_number(theirs)) is not None:
+        return _Target(number, "")
+    assigned = _ASSIGNED.fullmatch(theirs)
+    number = read_number(assigned[2].strip()) if assigned else None
+    return _Target(number, assigned[1]) if assigned and number else None
 
 
-def _same_number(number: Number, target: Number) -> bool:
-    if number.unit and target.unit and number.unit != target.unit:
-        return False
-    if target.reduced and not number.reduced:
-        return False
-    if target.value.denominator == 1 and not target.percent and not number.percent:
-        return number.value == target.value
-    if _close(number.value, target.value):
-        return True
-    # "50%" for a question whose gold answer is a bare 50, and 50 where it is 50%.
-    if number.percent and not target.percent:
-        return _close(number.value * 100, target.value)
-    return target.percent and not number.percent and _close(number.value, target.value * 100)
+def _is_number(ours: str, target: _Target) -> bool:
+    if bracketed := _BRACKETED.fullmatch(ours):
+        ours = bracketed[1] + bracketed[2].strip()
+    number = read_number(ours)
+    if number is None and (assigned := _ASSIGNED.fullmatch(ours) or _FLIPPED.fullmatch(ours)):
+        flipped = read_number(assigned[2].strip()) is None
+        variable, value = (assigned[2], assigned[1]) if flipped else (assigned[1], assigned[2])
+        if target.variable and variable != target.variable:
+            return False
+        number = read_number(value.strip())
+    if number is None and not _SEVERAL.search(ours):
+        number = read_number(_LAST_EQUAL.split(ours)[-1].strip())  # 5 + 7 = 12
+    if number is None and (lead := _LEAD.match(ours)) and not _TURNS.search(lead[0]):
+        number = read_number(ours[lead.end() :].strip())
+    return number is not None and same_number(number, target.number)
 
 
-def _close(a: Fraction, b: Fraction) -> bool:
-    distance = abs(a - b)
-    return distance == 0 or (distance <= Fraction(1, 2 * 10**6) and distance <= abs(b) / 10**5)
+_Measured = tuple[str, tuple[str, Fraction] | None]
 
 
-def _is_math(text: str) -> bool:
-    """Whether a text is a formula. Words are not: to computer algebra they are products, listen = silent."""
-    if re.search(r"[^\W\d_]{3,}", re.sub(r"\\[A-Za-z]+", " ", text)):
-        return False
-    return len(text) == 1 or re.search(r"[\d\\^_+*/=<>|()\[\],-]", text) is not None
+def _without_units(ours: str, theirs: str) -> tuple[_Measured, _Measured]:
+    """Two formulas, each with the unit behind it: 2\\sqrt{3} cm. None where there is none that we know.
+
+    A lone m is a unit only where the other formula has one: it may be a variable.
+    """
+    mine, gold = _without_unit(ours, _UNIT), _without_unit(theirs, _UNIT)
+    if mine[1] and not gold[1]:
+        gold = _without_unit(theirs, _LETTER_UNIT)
+    elif gold[1] and not mine[1]:
+        mine = _without_unit(ours, _LETTER_UNIT)
+    return mine, gold
 
 
-def _same_math(ours: str, theirs: str) -> bool:
-    if not (_is_math(ours) and _is_math(theirs) and _is_safe(ours) and _is_safe(theirs)):
-        return False
-    import math_verify  # seconds and 60 MB: only for what the first two rules cannot decide
+def _without_unit(formula: str, pattern: re.Pattern[str]) -> _Measured:
+    match = pattern.fullmatch(formula)
+    unit = read_unit(match[2]) if match else ("", Fraction(1))
+    return (match[1], unit) if match and "^" in unit[0] else (formula, None)
 
-    # SIGALRM works in the main thread alone; elsewhere only the caller's deadline guards.
-    seconds = _MATH_SECONDS if threading.current_thread() is threading.main_thread() else None
-    config = [math_verify.LatexExtractionConfig()]  # never ExprExtractionConfig: it evaluates text as Python
 
-    def parse(text: str) -> list:
-        return math_verify.parse(f"${text}$", config, fallback_mode="no_fallback", parsing_timeout=seconds)  # pyright: ignore
+def _other_case(ours: str, theirs: str) -> bool:
+    """Whether two formulas have the same letters but for their case, which math-verify reads over."""
+    mine, gold = (set(re.findall(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", " ", text))) for text in (ours, theirs))
+    return mine != gold and {letter.lower() for letter in mine} == {letter.lower() for letter in gold}
+
+
+def _by_shape(ours: str, theirs: str, depth: int) -> Decision | None:
+    started = time.process_time()
+
+    def same(a: str, b: str) -> bool:
+        if time.process_time() - started > _SECONDS:
+            raise _Stopped  # many parts, each slow
+        decision = _decide(a, b, depth + 1)
+        if decision.rule == "undecided":
+            raise Undecided(decision.reason)
+        return decision.correct
 
     try:
-        gold = parse(theirs)
-        answer = parse(ours) if gold else []
-        return bool(answer) and math_verify.verify(gold, answer, timeout_seconds=seconds)
-    except (ArithmeticError, ValueError, TypeError, RecursionError, MemoryError):
-        return False
-
-
-def _is_safe(text: str) -> bool:
-    """Refuse what computer algebra could take forever over: towers of powers, factorials, many digits."""
-    if len(text) > _LONGEST_MATH or "$" in text or re.search(r"\d{60}", text):
-        return False
-    depth = 0
-    for brace in re.findall(r"(?<!\\)[{}]", text):
-        depth += 1 if brace == "{" else -1
-        if not 0 <= depth <= 12:
-            return False
-    if depth or re.search(r"\d{4,}\s*!|[!)}]\s*!", text):
-        return False
-    power = 1
-    for exponent in re.findall(
-        r"\^\s*(\{(?:[^{}]|\{[^{}]*\})*\}|\(.*?\)|\\[A-Za-z]+\s*\{?|[+-]?\d+|.)", text
-    ):
-        if exponent.endswith("{") or re.search(r"[\d)}]\s*\^", exponent):
-            return False
-        for digits in re.findall(r"\d+", exponent):
-            power *= max(1, int(digits))
-    return power <= _LARGEST_POWER
+        found = same_shape(ours, theirs, same)
+    except Undecided as error:
+        return Decision(False, "undecided", str(error))
+    except _Stopped:
+        return Decision(False, "undecided", OUT_OF_TIME)
+    if found is None:
+        return None
+    correct, rule = found
+    return Decision(True, rule) if correct else DIFFERENT  # pyright: ignore[reportArgumentType]

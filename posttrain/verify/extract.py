@@ -1,15 +1,21 @@
-"""Find the answer in a text. Every search is linear in the text, however odd the text is."""
+"""Find the answer in a text. Every search is linear in the text, however odd the text is.
+
+What counts is the last complete answer outside of the reasoning: in the text after the last </think>, and not
+behind a <think> that was never closed. An answer corrected by another is no answer any more; half of one
+(\\boxed{7) is none. Only last_number, the lenient form, looks everywhere.
+"""
 
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 from posttrain.types import PosttrainError
 
-Form = Literal["the_answer_is", "boxed", "answer_tag", "hashes", "last_number"]
+Form = Literal["the_answer_is", "boxed", "answer_tag", "hashes", "any", "last_number"]
 FORMS: tuple[str, ...] = get_args(Form)
 
 WINDOW = 20_000  # characters at the end of a text that are searched; an answer stands at the end
@@ -17,6 +23,14 @@ LONGEST = 300  # characters in an answer given as a line; more is a story
 
 _ANSWER_LINE = re.compile(r"[ \t>*_#-]*the\s+(?:final\s+)?answer\s+is[*_ ]*:[*_ ]*(.+)", re.IGNORECASE)
 _HASHES_LINE = re.compile(r"[ \t]*####[ \t]*(.+)")
+# "The answer is" within a box or a tag is read over, plain or as \text{…}.
+_LEAD = re.compile(
+    r"(?:\\text\s*\{\s*)?(?:(?:so|thus|hence|therefore),?\s+)?(?:(?:the|my)\s+)?(?:(?:final|correct|right)\s+)?"
+    r"answer\s*(?:is\s*:?|:)\s*(?:\}\s*)?(?!not\b)(?=\S)",
+    re.IGNORECASE,
+)
+_SENTENCE = re.compile(r"\banswer[*_ ]*(?:\s+is\b|\s*:)[*_ ]*:?[*_ ]*(?=[^\s*_:])", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"\n|[.!?](?=\s|\*|$)|,?\s+(?:because|since|as)\s", re.IGNORECASE)
 _BRACES = re.compile(r"\\[{}]|\\boxed\s*\{|[{}]")
 # A number that is no part of a word, an exponent or another number; "10-3" holds 10 and 3, "is -3" holds -3.
 # Possessive (++) digits keep it linear. "1e999" is left out whole, rather than read as 1.
@@ -62,6 +76,7 @@ def extract(text: str, form: Form) -> str | None:
     - hashes: the last line is "#### N"
     - boxed: the last \\boxed{N}
     - answer_tag: the last <answer>N</answer>
+    - any: whichever of these four stands last; where there is none, the last "the answer is N" or "answer: N"
     - last_number: the last number anywhere (lenient)
 
     Raises PosttrainError for a form that does not exist.
@@ -84,8 +99,11 @@ def working(text: str) -> str:
 
 
 def gold_of(answer: Any) -> str:
-    """The bare gold answer: data sets give it as a number, alone, or at the end of a worked solution."""
-    text = str(answer).strip()
+    """The bare gold answer: data sets give it as a number, alone, or at the end of a worked solution.
+
+    A gold answer that is an object or a list is its JSON.
+    """
+    text = json.dumps(answer) if isinstance(answer, dict | list) else str(answer).strip()
     found = locate(text, "hashes") or locate(text, "boxed")
     return found.answer if found else text
 
@@ -97,14 +115,30 @@ def locate(text: str, form: Form) -> Found | None:
         near = difflib.get_close_matches(str(form), FORMS, 1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise PosttrainError(f"There is no answer form {form!r}.{hint} The forms are: {', '.join(FORMS)}.")
-    offset = max(0, len(text) - WINDOW)
-    found = finder(text[offset:])
-    if found is None or (offset and found.start == 0):  # at the cut it may be half an answer
+    start, end = (0, len(text)) if form == "last_number" else outside_reasoning(text)
+    offset = max(start, end - WINDOW)
+    found = finder(text[offset:end])
+    if found is None or (offset > start and found.start == 0):  # at the cut it may be half an answer
         return None
     answer = found.answer.strip()
+    if form != "last_number":
+        answer = _without_lead(answer)
     if not answer:
         return None
     return Found(answer, found.start + offset, found.end + offset)
+
+
+def outside_reasoning(text: str) -> tuple[int, int]:
+    """(start, end) of where a strict answer counts: after the last </think>, before an open <think>."""
+    closed = text.rfind("</think>")
+    start = closed + len("</think>") if closed >= 0 else 0
+    opened = text.find("<think>", start)
+    return start, opened if opened >= 0 else len(text)
+
+
+def _without_lead(answer: str) -> str:
+    lead = _LEAD.match(answer)
+    return answer[lead.end() :].strip() if lead else answer
 
 
 def _last_line(text: str, pattern: re.Pattern[str]) -> Found | None:
@@ -147,6 +181,23 @@ def _answer_tag(text: str) -> Found | None:
     return Found(inner.answer if inner else answer, start, close + len("</answer>"))
 
 
+def _any(text: str) -> Found | None:
+    places = [place for finder in _STRICT.values() if (place := finder(text)) and place.answer.strip()]
+    return max(places, key=lambda place: place.end) if places else _sentence(text)
+
+
+def _sentence(text: str) -> Found | None:
+    last = None
+    for match in _SENTENCE.finditer(text):
+        last = match
+    if last is None:
+        return None
+    stop = _SENTENCE_END.search(text, last.end())
+    end = stop.start() if stop else len(text)
+    answer = text[last.end() : end].strip(" \t*_")
+    return Found(answer, last.start(), end) if len(answer) <= LONGEST else None
+
+
 def _last_number(text: str) -> Found | None:
     last = None
     for match in _NUMBER.finditer(text):
@@ -154,10 +205,10 @@ def _last_number(text: str) -> Found | None:
     return Found(last[0], last.start(), last.end()) if last else None
 
 
-_FINDERS = {
+_STRICT = {
     "the_answer_is": lambda text: _last_line(text, _ANSWER_LINE),
     "hashes": lambda text: _last_line(text, _HASHES_LINE),
     "boxed": _boxed,
     "answer_tag": _answer_tag,
-    "last_number": _last_number,
 }
+_FINDERS = {**_STRICT, "any": _any, "last_number": _last_number}

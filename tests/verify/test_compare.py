@@ -96,17 +96,19 @@ def test_formulas_are_compared_by_algebra(candidate, gold, same):
     ],
 )  # fmt: skip
 def test_bombs_are_refused_before_algebra(bomb):
-    start = time.monotonic()
-    assert compare(bomb, "\\sqrt{2}") == (False, "different")
-    assert compare(bomb, "2") == (False, "different")
-    assert time.monotonic() - start < 0.5
+    start = time.process_time()
+    correct, rule, reason = compare(bomb, "\\sqrt{2}")
+    assert not correct
+    assert (rule, bool(reason)) in (("undecided", True), ("different", False))
+    assert compare(bomb, "2") == (False, "different", "")  # a number is not worked out by computer algebra
+    assert time.process_time() - start < 0.5
 
 
 def test_a_huge_answer_is_quickly_wrong():
-    start = time.monotonic()
+    start = time.process_time()
     for text in ["9" * 10**7, "1," * 10**6, "1/" * 10**6, " 1" * 10**6]:
         assert not equal(text, "9")
-    assert time.monotonic() - start < 0.5
+    assert time.process_time() - start < 0.5
 
 
 def test_an_answer_may_be_a_whole_grid():
@@ -127,6 +129,8 @@ def test_plain_numbers_need_no_computer_algebra():
     script = (
         "import sys; from posttrain.verify import equal, has_step;"
         "assert equal('1/2', '0.5') and not equal('3', '4') and has_step('3 + 4 = 7');"
+        "assert equal('x>2', '(2,\\\\infty)') and equal('{2, 1}', '{1, 2}') and equal('3:30 pm', '15:30');"
+        "assert equal('B) 12', 'B') and equal('{\"a\": 1}', '{\"a\":1}') and not equal('\\\\sqrt{2}', '2');"
         "assert not {'sympy', 'torch', 'math_verify'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

@@ -1,0 +1,53 @@
+"""Answers that are JSON: the same value, whatever the order of keys and the white space."""
+
+from __future__ import annotations
+
+import json
+import re
+from decimal import Decimal
+from typing import Any
+
+_FENCE = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", re.DOTALL)
+
+
+class _Unclear(ValueError):
+    pass
+
+
+def read_json(text: str) -> dict[str, Any] | list[Any] | None:
+    """A text as a JSON object or array, in a code fence or not; None for all else.
+
+    None too where a key stands twice, or a value is NaN: such a text has no one meaning.
+    """
+    if fenced := _FENCE.fullmatch(text):
+        text = fenced[1]
+    text = text.strip()
+    if text[:1] not in ("{", "["):
+        return None
+    try:
+        value = json.loads(text, parse_float=Decimal, parse_constant=_refuse, object_pairs_hook=_object)
+    except (ValueError, ArithmeticError, RecursionError):
+        return None
+    return value if isinstance(value, dict | list) else None
+
+
+def same_json(ours: Any, theirs: Any) -> bool:
+    """Whether two values are the same: 1 is 1.0, but neither true nor "1"."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        return ours.keys() == theirs.keys() and all(same_json(ours[key], theirs[key]) for key in theirs)
+    if isinstance(ours, list) and isinstance(theirs, list):
+        return len(ours) == len(theirs) and all(map(same_json, ours, theirs))
+    if isinstance(ours, bool) or isinstance(theirs, bool):
+        return ours is theirs
+    return ours == theirs
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise _Unclear("a key stands twice")
+    return found
+
+
+def _refuse(name: str) -> Any:
+    raise _Unclear(name)
