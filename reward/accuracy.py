@@ -1,9 +1,9 @@
 """1.0 where the answer is right and in the asked-for form, else 0.0; None for a row without a gold answer.
 
 `form` says how the answer has to be given: the_answer_is (a last line "The answer is: N"), boxed
-(\\boxed{N}), answer_tag (<answer>N</answer>), hashes (a last line "#### N") or last_number (the last
-number anywhere). `loose` is paid where the last number anywhere is right but the form is not: a model
-that does not know the form yet is told all the same when it is right.
+(\\boxed{N}), answer_tag (<answer>N</answer>), hashes (a last line "#### N"), any (of these, the one that
+stands last) or last_number (the last number anywhere). `loose` is paid where the last number anywhere is
+right but the form is not: a model that does not know the form yet is told all the same when it is right.
 """
 
 from posttrain.verify import Form, text_of, verify

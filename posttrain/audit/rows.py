@@ -32,6 +32,7 @@ LAYOUTS = {
     "boxed": r"\boxed{{{}}}",
     "answer_tag": "<answer>{}</answer>",
     "hashes": "#### {}",
+    "any": r"\boxed{{{}}}",
     "r1": "<think>Let me see.</think>\n<answer>{}</answer>",
 }
 
