@@ -22,6 +22,7 @@ import math
 import os
 import pickle
 import queue
+import select
 import signal
 import struct
 import subprocess
@@ -207,6 +208,7 @@ def serve() -> None:
     for standard in (0, 1, 2):
         os.dup2(nowhere, standard)
 
+    _end_with_parent(requests.fileno())
     inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(requests, inbox), daemon=True).start()
     functions: dict[int, Callable[..., Any]] = {}
@@ -237,12 +239,23 @@ def _answer(request: bytes, functions: dict[int, Callable[..., Any]], held: list
         return {"error": _describe(error)}
 
 
+def _end_with_parent(requests: int) -> None:
+    """A process that waits for the pipe's other end to close, and then ends all. The thread that reads the
+    pipe could not, where a reward holds the interpreter's lock: a regular expression that never ends."""
+    if not hasattr(os, "fork") or os.fork():
+        return
+    os.dup2(requests, 0)
+    os.closerange(1, 64)  # the end of the replies must be seen where the child alone dies
+    pipe = select.poll()
+    pipe.register(0, 0)  # what can be read is not ours
+    pipe.poll()
+    os.killpg(0, signal.SIGKILL)  # the group is this child's own: what a reward started ends too
+
+
 def _receive(requests: io.BufferedReader, inbox: queue.SimpleQueue[bytes]) -> None:
     """Read requests in a thread of its own: the child ends with its parent, even in a reward that hangs."""
     while header := requests.read(8):
         inbox.put(requests.read(struct.unpack("!Q", header)[0]))
-    if hasattr(os, "killpg"):
-        os.killpg(0, signal.SIGKILL)  # the group is this child's own: what a reward started ends too
     os._exit(0)
 
 

@@ -351,12 +351,14 @@ def test_a_call_in_the_child_imports_no_torch_and_no_sympy(tmp_path):
 
 
 PIDS = """
-import os, subprocess, sys, time
+import os, re, subprocess, sys, time
 
 def pids(completions, **_):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     with open(completions[0], "w") as file:
         file.write(f"{os.getpid()} {child.pid}")
+    if completions[0] == "lock":  # holds the interpreter's lock: no other thread runs
+        re.match("(a+)+$", "a" * 60 + "b")
     if len(completions[0]) % 2 == 0:
         time.sleep(60)
     return [1.0]
@@ -413,9 +415,10 @@ def test_a_script_that_forgets_to_close_leaves_nothing(tmp_path):
     assert all(gone(int(pid)) for pid in (tmp_path / "abc").read_text().split())
 
 
-def test_a_parent_killed_outright_takes_a_hanging_reward_along(tmp_path):
-    process = script(tmp_path, "go('hang')")
-    note, end = tmp_path / "hang", time.monotonic() + 20
+@pytest.mark.parametrize("hangs", ["hang", "lock"])
+def test_a_parent_killed_outright_takes_a_hanging_reward_along(tmp_path, hangs):
+    process = script(tmp_path, f"go({hangs!r})")
+    note, end = tmp_path / hangs, time.monotonic() + 20
     while not (note.exists() and note.read_text()) and time.monotonic() < end:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
