@@ -30,7 +30,8 @@ from posttrain.audit.rows import (
 from posttrain.evaluate.metrics import proportion, wilson
 from posttrain.evaluate.words import percent
 from posttrain.types import PosttrainError
-from posttrain.verify import FORMS, Form, extract, gold_of
+from posttrain.verify import FORMS, extract, gold_of
+from posttrain.verify.extract import STRICT
 
 RIGHT = 0.5  # a value above it says "right", as in a run's pass rate
 PROBED = 8  # gold answers that the probe is made for
@@ -238,8 +239,7 @@ def in_form(prediction: str, form: str) -> str:
     asked = "answer_tag" if form == "r1" else form
     if asked not in FORMS or extract(prediction, asked) is not None:  # pyright: ignore[reportArgumentType]
         return prediction
-    strict: list[Form] = ["the_answer_is", "boxed", "answer_tag", "hashes"]
-    answers = (extract(prediction, other) for other in strict)
+    answers = (extract(prediction, other) for other in STRICT)
     return written(next((answer for answer in answers if answer is not None), prediction.strip()), form)
 
 

@@ -17,6 +17,7 @@ from posttrain.types import PosttrainError
 
 Form = Literal["the_answer_is", "boxed", "answer_tag", "hashes", "any", "last_number"]
 FORMS: tuple[str, ...] = get_args(Form)
+STRICT: tuple[Form, ...] = ("the_answer_is", "boxed", "answer_tag", "hashes")
 
 WINDOW = 20_000  # characters at the end of a text that are searched; an answer stands at the end
 LONGEST = 300  # characters in an answer given as a line; more is a story
@@ -93,8 +94,7 @@ def ends_in_form(text: str, form: Form) -> bool:
 
 def working(text: str) -> str:
     """The text before its final answer, whichever strict form that has; the whole text if it has none."""
-    strict: list[Form] = ["the_answer_is", "boxed", "answer_tag", "hashes"]
-    places = [found.start for form in strict if (found := locate(text, form))]
+    places = [found.start for form in STRICT if (found := locate(text, form))]
     return text[: min(places)] if places else text
 
 
