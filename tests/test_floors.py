@@ -30,6 +30,7 @@ FLOORS = {
     "hacking": 1,
     "verify": 1,
     "reward_process": 1,
+    "reward_child": 1,
     "rewards": 1,
     "recipe": 1,
     "seccomp": 1,
