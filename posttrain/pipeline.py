@@ -70,7 +70,7 @@ def run(recipe: Recipe, resume: bool = False, profile: bool = False) -> Path:
     train_rows, heldout_rows = data.load(recipe.data)
     models.resolve(recipe.model.name)
     with ExitStack() as stack:
-        rewards = stack.enter_context(Rewards(recipe.rewards, recipe.reward_deadline))
+        rewards = stack.enter_context(Rewards(recipe.rewards, recipe.reward_deadline, recipe.reward_workers))
         first = recipe.rewards[0]
         judge = stack.enter_context(
             Rewards(

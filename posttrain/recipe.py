@@ -234,6 +234,8 @@ class Recipe(Section):
     """The first one says what is right."""
     reward_deadline: Positive = 10.0
     """Seconds that one call of a reward function may take."""
+    reward_workers: Count = 1
+    """Processes that share each reward's rows, whole groups each; every one of them loads the rewards."""
     sampling: Sampling = Sampling()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()

@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import chain, count, pairwise, product
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -97,7 +97,8 @@ def _near(name: str, names: Sequence[str]) -> str:
 class Rewards:
     """The rewards of a recipe, ready to score. A context manager: leaving it ends the processes.
 
-    `workers` processes run the calls; with several rewards, more than one lets them run side by side.
+    `workers` processes share each reward's rows: a call of one gets whole groups, and several rewards run
+    side by side. Each process loads every reward.
     Raises PosttrainError at once where a reward cannot be found, imported, or called with its arguments.
 
     Example:
@@ -122,7 +123,7 @@ class Rewards:
         # Also at exit and when nobody holds this object any more.
         self._finalizer = weakref.finalize(self, _end, self._children, self._threads)
         try:
-            list(self._threads.map(self._load, range(len(specs))))
+            list(self._threads.map(self._load, self._children))
         except BaseException:
             self.close()
             raise
@@ -150,8 +151,10 @@ class Rewards:
         if not prompts:
             return []
         rows = _Rows(prompts, completions)
-        columns = list(self._threads.map(lambda index: self._values(index, rows), range(len(self.names))))
-        return [self._score(values) for values in zip(*columns, strict=True)]
+        parts = _parts(prompts, len(self._children))
+        calls = product(range(len(self.names)), parts)
+        values = list(chain.from_iterable(self._threads.map(lambda call: self._values(rows, *call), calls)))
+        return [self._score(values[row :: len(prompts)]) for row in range(len(prompts))]
 
     def _score(self, values: Sequence[float | str | None]) -> Score:
         parts: dict[str, float | None] = {}
@@ -171,38 +174,35 @@ class Rewards:
                 total = (total or 0.0) + weight * part
         return Score(total, parts, failures)
 
-    def _load(self, index: int) -> None:
-        child = self._idle.get()
-        try:
-            child.load(index)
-        except Lost as lost:
-            use = self._sources[index].use
-            raise PosttrainError(f"The reward {use!r} could not be imported: {lost}.") from None
-        finally:
-            self._idle.put(child)
+    def _load(self, child: Child) -> None:
+        for index, source in enumerate(self._sources):
+            try:
+                child.load(index)
+            except Lost as lost:
+                raise PosttrainError(f"The reward {source.use!r} could not be imported: {lost}.") from None
 
-    def _values(self, index: int, rows: _Rows) -> list[float | str | None]:
-        """One reward's value for every row, or the reason why it has none; in one call where that works."""
+    def _values(self, rows: _Rows, index: int, part: range) -> list[float | str | None]:
+        """One reward's value for each row of `part`, or why it has none; in one call where that works."""
         child = self._idle.get()
         try:
-            values = self._call(child, index, rows, slice(None))
+            values = self._call(child, index, rows, part)
             if not isinstance(values, str):
                 return values
-            if len(rows) == 1:
+            if len(part) == 1:
                 return [values]
             # Something in the batch breaks it: row by row, so that only that row is lost.
             patience = time.monotonic() + PATIENCE * self._deadline
             result: list[float | str | None] = []
-            for row in range(len(rows)):
+            for row in part:
                 if time.monotonic() > patience:
-                    return result + [f"not scored: {values}"] * (len(rows) - row)
-                one = self._call(child, index, rows, slice(row, row + 1))
+                    return result + [f"not scored: {values}"] * (len(part) - len(result))
+                one = self._call(child, index, rows, range(row, row + 1))
                 result.append(one if isinstance(one, str) else one[0])
             return result
         finally:
             self._idle.put(child)
 
-    def _call(self, child: Child, index: int, rows: _Rows, part: slice) -> list[float | str | None] | str:
+    def _call(self, child: Child, index: int, rows: _Rows, part: range) -> list[float | str | None] | str:
         columns = rows.columns(part)
         try:
             reply = child.call(index, columns, len(columns["completions"]), self._deadline)
@@ -233,6 +233,15 @@ def _names(sources: Sequence[Source]) -> list[str]:
     return names
 
 
+def _parts(prompts: Sequence[Prompt], most: int) -> list[range]:
+    """Cut the rows into at most `most` ranges of about the same length, never inside a group: consecutive
+    rows of one prompt. Groups of 3, 3 and 2 rows for two: 0 to 2 and 3 to 7."""
+    ends = [row for row in range(1, len(prompts)) if prompts[row].id != prompts[row - 1].id]
+    shares = [len(prompts) * n / most for n in range(1, most)]
+    cuts = sorted({min(ends, key=lambda end: abs(end - share)) for share in shares}) if ends else []
+    return [range(start, stop) for start, stop in pairwise([0, *cuts, len(prompts)])]
+
+
 class _Rows:
     """A batch as TRL's reward functions take it: one list a column."""
 
@@ -246,11 +255,8 @@ class _Rows:
             "answer": [prompt.answer for prompt in prompts],
         }
 
-    def __len__(self) -> int:
-        return len(self._columns["prompts"])
-
-    def columns(self, part: slice) -> dict[str, list[Any]]:
-        return {key: values[part] for key, values in self._columns.items()}
+    def columns(self, part: range) -> dict[str, list[Any]]:
+        return {key: values[part.start : part.stop] for key, values in self._columns.items()}
 
 
 def _as_trl(prompt: Prompt, completion: Completion) -> str | list[dict[str, str]]:

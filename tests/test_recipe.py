@@ -205,6 +205,7 @@ def test_bad_overrides(override: str, words: list[str], tmp_path: Path) -> None:
         ("sampling:\n  temperature: 0\n", 17, "sampling.temperature: is 0"),
         ("evaluate:\n  form: box\n", 17, "'boxed'"),
         ("reward_deadline: 0\n", 16, "reward_deadline: should be greater than 0"),
+        ("reward_workers: 0\n", 16, "reward_workers: should be greater than or equal to 1"),
         ("trackers: [wandb, mlflow]\n", 16, "trackers.1: should be"),
         ("trackers: [wandb, wandb]\n", 16, "trackers: names wandb twice"),
         ("trackers: wandb\n", 16, "trackers: should be a list"),

@@ -188,6 +188,96 @@ def test_several_processes_share_the_rewards(bad):
     assert scores[1].parts == {"slow": 1.0, "hangs": None, "prints": 1.0}
 
 
+WHO = """
+import os, time
+
+def who(completions, prompts, note, **_):
+    with open(note[0], "a") as file:
+        file.write(f"{os.getpid()} {' '.join(prompts)}\\n")
+    time.sleep(0.2)  # so that no process is done before the next has begun
+    if "hang" in completions:
+        time.sleep(60)
+    return [float(len(text)) for text in completions]
+"""
+
+
+def groups(folder, *sizes, hangs=()):
+    """A batch of groups "0", "1", …; the n-th completion of group g is g + n + 1 characters long."""
+    (folder / "who.py").write_text(WHO)
+    where = [(group, row) for group, size in enumerate(sizes) for row in range(size)]
+    prompts = [Prompt(str(g), str(g), None, {"note": str(folder / "note")}) for g, _ in where]
+    texts = ["hang" if at in hangs else "x" * (sum(at) + 1) for at in where]
+    return prompts, [Completion([1], [0.0], "stop", text) for text in texts]
+
+
+def calls(folder):
+    """What each call was given: (pid, prompts)."""
+    lines = [line.split() for line in (folder / "note").read_text().splitlines()]
+    (folder / "note").unlink()
+    return [(int(pid), prompts) for pid, *prompts in lines]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_workers_share_one_rewards_rows_by_whole_groups(tmp_path, workers):
+    prompts, completions = groups(tmp_path, 4, 1, 2, 5, 2, 2)
+    specs = [RewardSpec("who.py:who"), RewardSpec("who.py:who", 0.0)]
+    with Rewards(specs, workers=workers, folder=tmp_path) as rewards:
+        scores = rewards.score(prompts, completions)
+        given = calls(tmp_path)
+        assert rewards.score([], []) == []
+        assert not (tmp_path / "note").exists()
+    lengths = [float(len(completion.text)) for completion in completions]
+    assert [score.parts for score in scores] == [{"who": value, "who_2": value} for value in lengths]
+    assert [score.total for score in scores] == lengths
+    assert len({pid for pid, _ in given}) == workers
+    assert len(given) == 2 * workers
+    sizes = {group: [prompt.id for prompt in prompts].count(group) for group in "012345"}
+    for _, part in given:
+        assert all(part.count(group) == sizes[group] for group in part)
+        assert part == sorted(part)
+    assert max(len(part) for _, part in given) <= 16 / workers + 2  # shares of about the same size
+
+
+def test_fewer_groups_than_workers(tmp_path):
+    prompts, completions = groups(tmp_path, 4, 4)
+    with Rewards([RewardSpec("who.py:who")], workers=3, folder=tmp_path) as rewards:
+        rewards.score(prompts, completions)
+        assert sorted(part for _, part in calls(tmp_path)) == [["0"] * 4, ["1"] * 4]
+        rewards.score(prompts[:4], completions[:4])
+        assert [part for _, part in calls(tmp_path)] == [["0"] * 4]
+
+
+def test_a_hanging_row_costs_itself_alone_of_all_workers_rows(tmp_path):
+    prompts, completions = groups(tmp_path, 2, 2, 2, 2, hangs=[(1, 0)])
+    with Rewards([RewardSpec("who.py:who")], deadline=1.0, workers=2, folder=tmp_path) as rewards:
+        scores = rewards.score(prompts, completions)
+        given = [part for _, part in calls(tmp_path)]
+        again = rewards.score(*groups(tmp_path, 2, 2))  # both processes are there again
+    assert [score.total for score in scores] == [1.0, 2.0, None, 3.0, 3.0, 4.0, 4.0, 5.0]
+    assert scores[2].failures == {"who": "hung for more than 1 s"}
+    assert given.count(["2", "2", "3", "3"]) == 1, "the other half is called once"
+    assert sorted(map(len, given)) == [1, 1, 1, 1, 4, 4]
+    assert [score.total for score in again] == [1.0, 2.0, 2.0, 3.0]
+
+
+def test_patience_counts_for_each_workers_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PATIENCE", 1)
+    prompts, completions = groups(tmp_path, 4, 4, hangs=[(0, 0), (0, 1), (0, 2), (0, 3)])
+    with Rewards([RewardSpec("who.py:who")], deadline=0.5, workers=2, folder=tmp_path) as rewards:
+        scores = rewards.score(prompts, completions)
+    assert [score.total for score in scores] == [None] * 4 + [2.0, 3.0, 4.0, 5.0]
+    assert scores[3].failures["who"].startswith("not scored: hung")
+
+
+def test_every_worker_has_loaded_before_the_first_call(tmp_path):
+    (tmp_path / "mark.py").write_text(
+        "import os\nfrom pathlib import Path\nPath(__file__).with_name(str(os.getpid())).touch()\n"
+        "def mark(completions, **_):\n    return [1.0] * len(completions)\n"
+    )
+    with Rewards([RewardSpec("mark.py")], workers=3, folder=tmp_path):
+        assert len([path for path in tmp_path.iterdir() if path.name.isdecimal()]) == 3
+
+
 SEE = """
 seen = {}
 
