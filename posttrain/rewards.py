@@ -25,7 +25,7 @@ from posttrain.reward_process import Child, Lost, Source
 from posttrain.types import Completion, PosttrainError, Prompt, Score
 
 ENTRY_POINTS = "posttrain.rewards"  # where installed plug-ins announce their rewards
-LOAD_SECONDS = 60.0  # for starting a process and importing a reward in it, torch included
+LOAD_SECONDS = 60.0  # for starting a process and importing a reward in it, with all that it loads
 PATIENCE = 4  # deadlines that a reward's failing rows may cost in one call; what is left is masked
 
 _log = logging.getLogger(__name__)
@@ -234,9 +234,12 @@ def _names(sources: Sequence[Source]) -> list[str]:
 
 
 def _parts(prompts: Sequence[Prompt], most: int) -> list[range]:
-    """Cut the rows into at most `most` ranges of about the same length, never inside a group: consecutive
-    rows of one prompt. Groups of 3, 3 and 2 rows for two: 0 to 2 and 3 to 7."""
-    ends = [row for row in range(1, len(prompts)) if prompts[row].id != prompts[row - 1].id]
+    """Cut the rows into at most `most` ranges of about the same length, never inside a group.
+
+    A group is consecutive rows whose prompts read the same: that is all a reward sees of it.
+    Example: groups of 3, 3 and 2 rows for two -> [range(0, 3), range(3, 8)]
+    """
+    ends = [row for row in range(1, len(prompts)) if prompts[row].content != prompts[row - 1].content]
     shares = [len(prompts) * n / most for n in range(1, most)]
     cuts = sorted({min(ends, key=lambda end: abs(end - share)) for share in shares}) if ends else []
     return [range(start, stop) for start, stop in pairwise([0, *cuts, len(prompts)])]

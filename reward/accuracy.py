@@ -6,7 +6,9 @@ stands last) or last_number (the last number anywhere). `loose` is paid where th
 right but the form is not: a model that does not know the form yet is told all the same when it is right.
 """
 
-from posttrain.verify import Form, text_of, verify
+from posttrain.verify import Form, load_algebra, text_of, verify
+
+load_algebra()  # formulas are compared: not on the first call's time
 
 
 def accuracy(completions, answer, form: Form = "the_answer_is", loose: float = 0.0, **columns):

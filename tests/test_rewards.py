@@ -202,10 +202,10 @@ def who(completions, prompts, note, **_):
 
 
 def groups(folder, *sizes, hangs=()):
-    """A batch of groups "0", "1", …; the n-th completion of group g is g + n + 1 characters long."""
+    """A batch of groups with the prompts "0", "1", …; row n of group g has g + n + 1 characters."""
     (folder / "who.py").write_text(WHO)
     where = [(group, row) for group, size in enumerate(sizes) for row in range(size)]
-    prompts = [Prompt(str(g), str(g), None, {"note": str(folder / "note")}) for g, _ in where]
+    prompts = [Prompt(f"{g}-{r}", str(g), None, {"note": str(folder / "note")}) for g, r in where]
     texts = ["hang" if at in hangs else "x" * (sum(at) + 1) for at in where]
     return prompts, [Completion([1], [0.0], "stop", text) for text in texts]
 
@@ -231,7 +231,7 @@ def test_workers_share_one_rewards_rows_by_whole_groups(tmp_path, workers):
     assert [score.total for score in scores] == lengths
     assert len({pid for pid, _ in given}) == workers
     assert len(given) == 2 * workers
-    sizes = {group: [prompt.id for prompt in prompts].count(group) for group in "012345"}
+    sizes = {group: [prompt.content for prompt in prompts].count(group) for group in "012345"}
     for _, part in given:
         assert all(part.count(group) == sizes[group] for group in part)
         assert part == sorted(part)
@@ -436,8 +436,19 @@ def test_a_call_in_the_child_imports_no_torch_and_no_sympy(tmp_path):
         "import sys\ndef mine(completions, **_):\n"
         "    return [float(bool({'torch', 'sympy', 'pydantic'} & set(sys.modules)))] * len(completions)\n"
     )
-    scores = score(["accuracy", "steps", "mine.py"], "3 + 4 = 7\nThe answer is: 4", folder=tmp_path)
-    assert scores[0].parts == {"accuracy": 1.0, "steps": 1.0, "mine": 0.0}
+    scores = score(["steps", "mine.py"], "3 + 4 = 7\nThe answer is: 4", folder=tmp_path)
+    assert scores[0].parts == {"steps": 1.0, "mine": 0.0}
+
+
+@pytest.mark.parametrize(("use", "args"), [("accuracy", {}), ("cosine", {"max_tokens": 9})])
+def test_computer_algebra_is_there_before_the_first_call(tmp_path, use, args):
+    (tmp_path / "mine.py").write_text(
+        "from posttrain.verify import algebra\nLOADED = algebra.configuration.cache_info().currsize\n"
+        "def mine(completions, **_):\n    return [LOADED] * len(completions)\n"
+    )
+    scores = score([RewardSpec(use, 1.0, args), RewardSpec("mine.py")], "x", folder=tmp_path)
+    assert scores[0].parts["mine"] == 1.0
+    assert score("mine.py", "x", folder=tmp_path)[0].parts["mine"] == 0.0, "nobody else pays for it"
 
 
 PIDS = """

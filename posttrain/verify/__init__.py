@@ -23,6 +23,7 @@ __all__ = [
     "extract",
     "gold_of",
     "has_step",
+    "load_algebra",
     "text_of",
     "verify",
     "working",
@@ -41,6 +42,16 @@ class Verdict:
     extracted: str | None
     rule: Rule
     reason: str = ""
+
+
+def load_algebra() -> None:
+    """Load computer algebra now, in a third of a second to one, and not when the first formula comes.
+
+    A reward that compares formulas calls this as it is imported: its deadline counts calls alone.
+    """
+    from posttrain.verify.algebra import configuration
+
+    configuration()
 
 
 def verify(text: str, gold: Any, form: Form) -> Verdict:

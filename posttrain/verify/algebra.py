@@ -2,8 +2,8 @@
 
 sympy takes forever over small texts: towers of powers, factorials of factorials, sums of a million terms.
 What looks like one is refused, and what runs too long is stopped; both are "undecided", with the reason.
-math-verify is imported at the first formula (about a second and 60 MB), and never with its
-ExprExtractionConfig, which evaluates text as Python.
+math-verify is imported at the first formula, or by `load_algebra` before it (a third of a second to one, and
+up to 60 MB), and never with its ExprExtractionConfig, which evaluates text as Python.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _parsed(text: str) -> list[Any] | str:
     """math-verify's reading of a formula, or why there is none. A gold answer is read once."""
     import math_verify
 
-    config = _configuration()
+    config = configuration()
     latex = text.replace("\\cr ", "\\\\ ")
     found = _limited(
         lambda: math_verify.parse(f"${latex}$", config, fallback_mode="no_fallback", parsing_timeout=None)  # pyright: ignore[reportArgumentType]
@@ -76,7 +76,8 @@ def _parsed(text: str) -> list[Any] | str:
 
 
 @lru_cache(maxsize=1)
-def _configuration() -> list[Any]:
+def configuration() -> list[Any]:
+    """How math-verify is to read a formula. The first call loads it, with sympy and its grammar."""
     import math_verify
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # we set the limit ourselves
