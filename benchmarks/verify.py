@@ -5,6 +5,9 @@
 Both sides see the same pairs in the same process, in turn, and neither remembers a pair of an earlier round:
 every round has its own numbers. A round judges each gold answer with 8 completions, as a training step does;
 "once" has three different answers to each gold answer, so that nothing is seen twice but the gold answer.
+
+Then the rows a second of the reward `accuracy` behind its deadline, with one process and with two. Both get
+the same batches in turn, and no process sees a number twice.
 """
 
 from __future__ import annotations
@@ -14,15 +17,20 @@ import logging
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import math_verify
 
+from posttrain.rewards import Rewards, RewardSpec
+from posttrain.types import Completion, Prompt
 from posttrain.verify import verify
 
 COMPLETIONS = 8
+WORKERS = (1, 2)
 Pair = tuple[str, str]  # (answer, gold)
+Kind = tuple[str, list[str]]  # (gold, answers), with places for numbers
 
-FORMULAS: list[tuple[str, list[str]]] = [  # gold, answers: right, right in another form, wrong
+FORMULAS: list[Kind] = [  # gold, answers: right, right in another form, wrong
     (
         "\\frac{{\\sqrt{{{n}}}}}{{2}}",
         ["\\frac{{\\sqrt{{{n}}}}}{{2}}", "\\sqrt{{{n}}}/2", "\\frac{{{n}}}{{2}}"],
@@ -33,7 +41,7 @@ FORMULAS: list[tuple[str, list[str]]] = [  # gold, answers: right, right in anot
     ("y = {n}x + 1", ["{n}x+1", "y={n}x+1", "y={n}x-1"]),
     ("{n}+{m}i", ["{m}i+{n}", "{n}+{m}i", "{n}-{m}i"]),
 ]
-PLAIN: list[tuple[str, list[str]]] = [
+PLAIN: list[Kind] = [
     ("{n}", ["{n}", "{n}.0", "{m}", "\\$ {n}", "{n} apples"]),
     ("{n}/7", ["\\frac{{{n}}}{{7}}", "{n}/7", "{n}/8"]),
     ("1,{n}", ["1{n}", "1,{n}", "1{{,}}{n}"]),
@@ -47,7 +55,7 @@ PLAIN: list[tuple[str, list[str]]] = [
 ]
 
 
-def pairs(kinds: list[tuple[str, list[str]]], first: int, golds: int, answers_each: int) -> list[Pair]:
+def pairs(kinds: list[Kind], first: int, golds: int, answers_each: int) -> list[Pair]:
     """`answers_each` answers to each of `golds` gold answers, with numbers from `first` on."""
     found = []
     for place in range(golds):
@@ -69,6 +77,38 @@ def directly(answer: str, gold: str) -> bool:
     return math_verify.verify(
         math_verify.parse(f"${gold}$", config),
         math_verify.parse(f"so the result is $\\boxed{{{answer}}}$", config),
+    )
+
+
+def batch(work: list[Pair]) -> tuple[list[Prompt], list[Completion]]:
+    """The pairs as a step hands them to its rewards: those of one gold answer are a group."""
+    prompts = [Prompt(gold, f"What is {gold}?", gold) for _, gold in work]
+    texts = [f"so the result is \\boxed{{{answer}}}" for answer, _ in work]
+    return prompts, [Completion([], [], "stop", text) for text in texts]
+
+
+def scaling(name: str, kinds: list[Kind], first: int, golds: int, answers_each: int, repeats: int) -> None:
+    """Print the rows a second of one process and of two, and how many times the first the second is."""
+    spec = RewardSpec("accuracy", args={"form": "boxed"})
+    with ExitStack() as stack:
+        sides = [stack.enter_context(Rewards([spec], 600.0, workers)) for workers in WORKERS]
+        rates: list[list[float]] = []
+        for repeat in range(repeats + 1):
+            prompts, completions = batch(pairs(kinds, first + repeat * golds, golds, answers_each))
+            spent = [0.0 for _ in sides]
+            found = [[] for _ in sides]
+            for place in range(len(sides))[:: 1 if repeat % 2 else -1]:
+                start = time.perf_counter()
+                found[place] = sides[place].score(prompts, completions)
+                spent[place] = time.perf_counter() - start
+            assert all(scores == found[0] for scores in found), "the values depend on the processes"
+            if repeat:  # the first is a warm-up
+                rates.append([len(prompts) / side for side in spent])
+    ratios = [two / one for one, two in rates]
+    one, two = (statistics.median(side) for side in zip(*rates, strict=True))
+    print(
+        f"{name:9} {one:9,.0f} rows a second with 1 process, {two:,.0f} with 2: "
+        f"{statistics.median(ratios):.2f} times ({min(ratios):.2f} to {max(ratios):.2f})"
     )
 
 
@@ -109,6 +149,8 @@ def main() -> None:
             f"{name:9} {statistics.median(rates):9,.0f} comparisons a second, "
             f"{statistics.median(ratios):.2f} of math-verify's time ({min(ratios):.2f} to {max(ratios):.2f})"
         )
+    scaling("mixed", mixed, first, 480, COMPLETIONS, repeats)
+    scaling("once", FORMULAS, first, 96, 3, repeats)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 sympy takes forever over small texts: towers of powers, factorials of factorials, sums of a million terms.
 What looks like one is refused, and what runs too long is stopped; both are "undecided", with the reason.
 math-verify is imported at the first formula, or by `load_algebra` before it (a third of a second to one, and
-up to 60 MB), and never with its ExprExtractionConfig, which evaluates text as Python.
+40 MB), and never with its ExprExtractionConfig, which evaluates text as Python.
 """
 
 from __future__ import annotations
