@@ -28,7 +28,11 @@ LONGEST = 50_000  # characters that are read
 
 # Each has a bound or an end that is looked for once, so that odd texts stay quick.
 NOT_PROSE = re.compile(
-    r"```(?:(?!```).)*(?:```|\Z)|`[^`\n]{1,200}`|\$\$[^$]{1,2000}\$\$|\$[^$\n]{1,300}\$"
+    r"```(?:(?!```).)*(?:```|\Z)|`[^`\n]{1,200}`|\$\$[^$]{1,2000}\$\$"
+    # Mathematics between two dollar signs, and no prices ($5 and $7, \$5, US$ 5): the first touches what it
+    # opens, the second what it closes, and no digit follows that, as in pandoc. A price goes on in words.
+    r"|(?<!\\)\$(?!\s|\d[\d.,]*[ \t]+[^\W\d_]{2})(?:\\[^\n]|[^$\\\n]){1,300}(?<!\s)\$(?!\d)"
+    r"|(?<!\\)\$ (?=[^$\n]{0,300}[\\^_=])(?:\\[^\n]|[^$\\\n]){1,300} \$"  # $ x = 1 $
     r"|\\\([^\n]{0,300}?\\\)|\\\[(?:(?!\\\]).){0,1000}+\\\]|\\[A-Za-z]+"
     r"|https?://\S+|</?[A-Za-z][^<>\n]{0,100}>",
     re.DOTALL,
