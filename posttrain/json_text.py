@@ -11,6 +11,8 @@ import math
 import re
 from typing import Any
 
+from posttrain.words import after_reasoning
+
 LONGEST = 20_000  # characters of a value; of a longer text only the end is searched
 DEPTH = 50  # brackets in brackets
 _TRIES = 8  # bracketed stretches looked at, from the end
@@ -29,7 +31,7 @@ def last_json(text: str) -> Any:
     Example: last_json('See [1]: ```json\\n{"a": [2]}\\n```') -> {"a": [2]}
     Raises ValueError where there is none.
     """
-    text = text.rpartition("</think>")[2]
+    text = after_reasoning(text)
     try:
         return whole_json(text)
     except ValueError:

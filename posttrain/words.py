@@ -1,4 +1,4 @@
-"""Cut a text into words, in any script, without a dictionary."""
+"""What stands in a text: its words, in any script and without a dictionary; what follows the reasoning."""
 
 from __future__ import annotations
 
@@ -18,3 +18,8 @@ def words(text: str) -> list[str]:
     Example: words("用 GPU, yes.") -> ["用", "GPU,", "yes."]
     """
     return _WORD.findall(text)
+
+
+def after_reasoning(text: str) -> str:
+    """What follows the last "</think>"; the whole text where there is none."""
+    return text.rpartition("</think>")[2]

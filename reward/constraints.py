@@ -24,7 +24,7 @@ import unicodedata
 from posttrain.json_text import whole_json
 from posttrain.types import PosttrainError
 from posttrain.verify import text_of
-from posttrain.words import UNSPACED, words
+from posttrain.words import UNSPACED, after_reasoning, words
 
 LONGEST = 200_000  # characters of a response that are read
 LETTER = rf"[^\W{UNSPACED}]"
@@ -42,7 +42,7 @@ def judge(text, row, strict):
     wanted = read(row)
     if not wanted:
         return None
-    text = text.rpartition("</think>")[2].strip()[:LONGEST]
+    text = after_reasoning(text).strip()[:LONGEST]
     said = any(char.isalnum() for char in text)
     kept = [keeps(text, constraint) and said for constraint in wanted]
     return float(all(kept)) if strict else sum(kept) / len(kept)

@@ -1,10 +1,10 @@
-"""Words in any script."""
+"""Words in any script, and what follows the reasoning."""
 
 from __future__ import annotations
 
 import pytest
 
-from posttrain.words import words
+from posttrain.words import after_reasoning, words
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,19 @@ def test_words(text: str, found: list[str]) -> None:
 def test_nothing_is_lost() -> None:
     text = "Ein Text, 一篇文章 and ข้อความ."
     assert "".join(words(text)) == "".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "rest"),
+    [
+        ("", ""),
+        (" no thought ", " no thought "),
+        ("<think>a</think> b", " b"),
+        ("a</think>b</think>\nc", "\nc"),  # chat templates open the thought themselves
+        ("<think>a</think>", ""),
+        ("<think>a", "<think>a"),
+        ("a</think>b<think>c", "b<think>c"),
+    ],
+)
+def test_what_follows_the_reasoning(text: str, rest: str) -> None:
+    assert after_reasoning(text) == rest

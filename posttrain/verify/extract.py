@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 from posttrain.types import PosttrainError
+from posttrain.words import after_reasoning
 
 Form = Literal["the_answer_is", "boxed", "answer_tag", "hashes", "any", "last_number"]
 FORMS: tuple[str, ...] = get_args(Form)
@@ -130,8 +131,7 @@ def locate(text: str, form: Form) -> Found | None:
 
 def outside_reasoning(text: str) -> tuple[int, int]:
     """(start, end) of where a strict answer counts: after the last </think>, before an open <think>."""
-    closed = text.rfind("</think>")
-    start = closed + len("</think>") if closed >= 0 else 0
+    start = len(text) - len(after_reasoning(text))
     opened = text.find("<think>", start)
     return start, opened if opened >= 0 else len(text)
 
