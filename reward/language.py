@@ -10,14 +10,13 @@ language of each. A piece weighs as much as it has words, or characters in scrip
 long reasoning the first 50,000 characters are read.
 """
 
-import difflib
 import re
 import unicodedata
 from functools import lru_cache
 
 from posttrain.types import PosttrainError
 from posttrain.verify import text_of, working
-from posttrain.words import UNSPACED
+from posttrain.words import UNSPACED, did_you_mean
 
 FEWEST = 10  # words in a reasoning whose language is judged
 # Characters of a piece. Of English sentences from reasoning-gym's tasks, 58 % of those with 10 to 19
@@ -121,7 +120,6 @@ def known(code):
 
     codes = sorted({label for label, _ in rank("")} | VARIANTS.keys())
     if code not in codes:
-        near = difflib.get_close_matches(code.lower(), codes, 1, cutoff=0.4)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(code.lower(), codes, " Did you mean", cutoff=0.4)
         raise PosttrainError(f"language: {code!r} is no ISO 639-1 code of a known language.{hint}")
     return VARIANTS.get(code, code)

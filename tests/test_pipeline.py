@@ -280,7 +280,7 @@ def test_resume_where_there_is_nothing_starts(tmp_path: Path) -> None:
     [
         ("model.name=tinny", "did you mean 'tiny'"),
         ("data.train.source=nowhere.jsonl", "nowhere.jsonl"),
-        ("data.train.source=reasoning_gym:chain_sums", "did you mean chain_sum"),
+        ("data.train.source=reasoning_gym:chain_sums", "did you mean 'chain_sum'"),
         ("data.prompt={qestion}", "did you mean 'question'"),
         ("rewards.0.use=acuracy", "accuracy"),
         ("trackers=[wandb]", "pip install wandb"),
