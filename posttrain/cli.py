@@ -7,7 +7,6 @@ put right (one message, no traceback); 128 + the signal when stopped (130 Ctrl-C
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import logging
 import os
@@ -19,6 +18,7 @@ from typing import Any, get_args
 from posttrain import __version__, content
 from posttrain.stop import Stopped
 from posttrain.types import PosttrainError
+from posttrain.words import did_you_mean
 
 EPILOG = """\
 posttrain ls                                        what ships
@@ -144,8 +144,9 @@ def _cp(args: argparse.Namespace) -> None:
     source = content.find(*kind_and_name) if kind_and_name else None
     if source is None:
         names = [f"{kind}/{name}" for kind in get_args(content.Kind) for name, _, _ in content.listing(kind)]
-        near = difflib.get_close_matches(args.name, names, n=3) or [n for n in names if args.name in n]
-        hint = f"did you mean {' or '.join(near)}?" if near else "`posttrain ls` lists what ships"
+        within = [name for name in names if args.name in name]
+        near = did_you_mean(args.name, names, most=3) or did_you_mean(args.name, within, most=3, cutoff=0)
+        hint = near or "`posttrain ls` lists what ships"
         raise PosttrainError(f"nothing named {args.name!r} ships; {hint}")
     dest: Path = args.dest / source.name if args.dest.is_dir() else args.dest
     try:

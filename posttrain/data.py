@@ -6,7 +6,6 @@ Rows keep the order of their source; the training loop draws them in an order of
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 import json
 import logging
@@ -17,6 +16,7 @@ from typing import Any
 
 from posttrain.recipe import GENERATOR, HUB, Data, Source, columns_in, fill
 from posttrain.types import Message, PosttrainError, Prompt
+from posttrain.words import did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +87,7 @@ def _prompt(data: Data, row: Row, id: str, where: str) -> Prompt:
 def _column(row: Row, column: str, where: str, key: str) -> Any:
     if column in row:
         return row[column]
-    near = difflib.get_close_matches(column, row, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(map(repr, row)) or 'none'}"
+    hint = did_you_mean(column, row) or f"it has {', '.join(map(repr, row)) or 'none'}"
     raise PosttrainError(f"{key}: {where} has no column {column!r}; {hint}")
 
 
@@ -146,16 +145,14 @@ def _generated(source: Source, where: str) -> Iterator[Row]:
 
     name = source.source.removeprefix(GENERATOR)
     if name not in DATASETS:
-        near = difflib.get_close_matches(name, DATASETS, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "see reasoning-gym's gallery for the names"
+        hint = did_you_mean(name, DATASETS, most=3) or "see reasoning-gym's gallery for the names"
         raise PosttrainError(f"{where}.source: reasoning-gym has no task {name!r}; {hint}")
     known = [
         field.name for field in dataclasses.fields(DATASETS[name][1]) if field.name not in ("seed", "size")
     ]
     for arg in source.args:
         if arg not in known:
-            near = difflib.get_close_matches(arg, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}"
+            hint = did_you_mean(arg, known) or f"it takes {', '.join(known)}"
             raise PosttrainError(f"{where}.args: {name} has no argument {arg!r}; {hint}")
     # Row i of reasoning-gym comes from seed + i: seeds 1 and 2 would share all rows but one, so spread them.
     # numpy, which some tasks seed, takes no more than 32 bits.

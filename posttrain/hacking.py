@@ -6,7 +6,7 @@
 - `attribution`: which reward the rise of the total comes from
 
 Each result names its evidence by places in what it was given, so that a warning can show those samples.
-`tests/test_hacking.py` plants hacks and says how soon they are seen and how often honest runs are suspected.
+`python -m benchmarks.hacking` plants hacks: how soon they are seen, and how often honest runs are suspected.
 """
 
 from __future__ import annotations

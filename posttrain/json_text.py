@@ -1,7 +1,7 @@
 """Read JSON that stands in a model's text. One pass over the text, with a bound on size and depth.
 
-What Python reads beyond JSON is refused: NaN, Infinity, and numbers too large for a float. So nothing read
-here is infinite.
+What Python reads beyond JSON is refused: NaN, Infinity, and numbers too large for a float (unless exact ones
+are asked for). So nothing read here is infinite.
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ from __future__ import annotations
 import json
 import math
 import re
+from decimal import Decimal
 from typing import Any
+
+from posttrain.words import after_reasoning
 
 LONGEST = 20_000  # characters of a value; of a longer text only the end is searched
 DEPTH = 50  # brackets in brackets
@@ -29,7 +32,7 @@ def last_json(text: str) -> Any:
     Example: last_json('See [1]: ```json\\n{"a": [2]}\\n```') -> {"a": [2]}
     Raises ValueError where there is none.
     """
-    text = text.rpartition("</think>")[2]
+    text = after_reasoning(text)
     try:
         return whole_json(text)
     except ValueError:
@@ -43,14 +46,17 @@ def last_json(text: str) -> Any:
     raise ValueError("no JSON in the text")
 
 
-def whole_json(text: str) -> Any:
-    """A text as one JSON value, in a code fence or bare. Raises ValueError where it is anything else."""
+def whole_json(text: str, exact: bool = False) -> Any:
+    """A text as one JSON value, in a code fence or bare. Raises ValueError where it is anything else.
+
+    exact: for comparing. Fractions are Decimals, of any size, and a key that stands twice is refused.
+    """
     text = text.strip()
     fence = _FENCE.fullmatch(text)
-    return _loads(fence[1] if fence else text)
+    return _loads(fence[1] if fence else text, exact)
 
 
-def _loads(text: str) -> Any:
+def _loads(text: str, exact: bool = False) -> Any:
     if len(text) > LONGEST:
         raise ValueError("too long")
     depth = deepest = 0
@@ -59,7 +65,23 @@ def _loads(text: str) -> Any:
         deepest = max(deepest, depth)
     if deepest > DEPTH:
         raise ValueError("too deep")
+    if exact:
+        return json.loads(text, parse_float=_decimal, parse_constant=_refuse, object_pairs_hook=_single)
     return json.loads(text, parse_float=_finite, parse_int=_integer, parse_constant=_refuse)
+
+
+def _decimal(text: str) -> Decimal:
+    try:
+        return Decimal(text)
+    except ArithmeticError:  # an exponent of more digits than it keeps
+        raise ValueError("too large") from None
+
+
+def _single(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice")
+    return found
 
 
 def _finite(text: str) -> float:

@@ -6,7 +6,6 @@ A name is an alias (`smollm2-135m`), `tiny` (a from-scratch model for tests), a 
 from __future__ import annotations
 
 import copy
-import difflib
 import importlib.util
 import logging
 import os
@@ -30,6 +29,7 @@ from transformers import (
 
 from posttrain.files import written_aside
 from posttrain.types import Message, PosttrainError
+from posttrain.words import did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +80,7 @@ def resolve(name: str) -> str:
     trouble = _hub_trouble(name)
     if trouble is None:
         return name
-    near = difflib.get_close_matches(name, aliases, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(name, aliases, "; did you mean")
     raise PosttrainError(
         f"unknown model {name!r}: no alias ({', '.join(aliases)}), no local folder, and {trouble}{hint}"
     )

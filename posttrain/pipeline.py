@@ -26,6 +26,7 @@ from posttrain import data, models
 from posttrain.evaluate.display import Display
 from posttrain.evaluate.harness import evaluate, judge_specs
 from posttrain.evaluate.report import write_report
+from posttrain.evaluate.suspicion import suspicion_lines
 from posttrain.files import append, replace_text
 from posttrain.memory import peak_gib, settle
 from posttrain.profile import TABLE, TRACE, Profile, one_step
@@ -300,7 +301,7 @@ def summary(folder: Path) -> str:
     lines.append(f"model     {folder / 'model'}   (loads with AutoModelForCausalLM.from_pretrained)")
     if (folder / TABLE).is_file():
         lines.append(f"profile   {folder / TABLE}, {folder / TRACE}")
-    return "\n".join(lines)
+    return "\n".join(lines + suspicion_lines(folder))
 
 
 def _interval(value: dict[str, Any]) -> str:

@@ -7,7 +7,6 @@ on, never the run.
 
 from __future__ import annotations
 
-import difflib
 import logging
 import queue
 import re
@@ -23,6 +22,7 @@ from typing import Any, Protocol
 from posttrain import content
 from posttrain.reward_process import Child, Lost, Source
 from posttrain.types import Completion, PosttrainError, Prompt, Score
+from posttrain.words import did_you_mean
 
 ENTRY_POINTS = "posttrain.rewards"  # where installed plug-ins announce their rewards
 LOAD_SECONDS = 60.0  # for starting a process and importing a reward in it, with all that it loads
@@ -69,7 +69,8 @@ def locate(use: str, args: Mapping[str, Any], folder: Path | None = None) -> Sou
     if match := _FILE.fullmatch(use):
         path = ((folder or Path.cwd()) / Path(match["file"]).expanduser()).resolve()
         if not path.is_file():
-            near = _near(path.name, [file.name for file in path.parent.glob("*.py")])
+            files = [file.name for file in path.parent.glob("*.py")]
+            near = did_you_mean(path.name, files, " Did you mean")
             raise PosttrainError(f"There is no reward file {path}.{near}")
         return Source(use, "file", str(path), match["function"], dict(args))
     if match := _MODULE.fullmatch(use):
@@ -83,15 +84,11 @@ def locate(use: str, args: Mapping[str, Any], folder: Path | None = None) -> Sou
     if entry := plugins.get(use):
         return Source(use, "module", entry.module, entry.attr, dict(args))
     names = [name for name, _, _ in content.listing("reward")] + sorted(plugins)
+    near = did_you_mean(use, names, " Did you mean")
     raise PosttrainError(
-        f"There is no reward {use!r}.{_near(use, names)} There are: {', '.join(names)}. "
+        f"There is no reward {use!r}.{near} There are: {', '.join(names)}. "
         "A reward of your own is named by its file: ./my_reward.py:function."
     )
-
-
-def _near(name: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, names, 1)
-    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 class Rewards:

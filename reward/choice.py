@@ -11,6 +11,7 @@ import re
 
 from posttrain.types import PosttrainError
 from posttrain.verify import extract, text_of
+from posttrain.words import after_reasoning
 
 LONGEST = 300  # characters of an answer; more is a story
 
@@ -45,7 +46,7 @@ def answer_of(text):
     found = extract(text, "boxed") or extract(text, "answer_tag")
     if found is not None:
         return found
-    text = text.rpartition("</think>")[2].rstrip()
+    text = after_reasoning(text).rstrip()
     line = text[text.rfind("\n") + 1 :]
     if len(line) > 2 * LONGEST:
         return ""

@@ -28,6 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from posttrain import sandbox
 from posttrain.types import PosttrainError
 from posttrain.verify import text_of
+from posttrain.words import after_reasoning
 
 sandbox.probe()  # here: a run without a sandbox ends as it begins, not row by row
 
@@ -153,7 +154,7 @@ def program_of(text):
     # What comes before a </think> was thought, and all where none closes; the prompt may have opened it.
     first, *rest = text.split("<think>")
     parts = [first, *(part for part in rest if "</think>" in part)]
-    text = "\n".join(part.rpartition("</think>")[2] for part in parts)
+    text = "\n".join(after_reasoning(part) for part in parts)
     marked = bare = language = None
     lines = []
     for line in text.split("\n"):

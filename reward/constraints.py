@@ -16,7 +16,6 @@ and each character in scripts without spaces. `strict` pays 1.0 where all are ke
 language of a response there is the reward `language`.
 """
 
-import difflib
 import json
 import re
 import unicodedata
@@ -24,7 +23,7 @@ import unicodedata
 from posttrain.json_text import whole_json
 from posttrain.types import PosttrainError
 from posttrain.verify import text_of
-from posttrain.words import UNSPACED, words
+from posttrain.words import UNSPACED, after_reasoning, did_you_mean, words
 
 LONGEST = 200_000  # characters of a response that are read
 LETTER = rf"[^\W{UNSPACED}]"
@@ -42,7 +41,7 @@ def judge(text, row, strict):
     wanted = read(row)
     if not wanted:
         return None
-    text = text.rpartition("</think>")[2].strip()[:LONGEST]
+    text = after_reasoning(text).strip()[:LONGEST]
     said = any(char.isalnum() for char in text)
     kept = [keeps(text, constraint) and said for constraint in wanted]
     return float(all(kept)) if strict else sum(kept) / len(kept)
@@ -63,8 +62,7 @@ def read(row):
 def keeps(text, constraint):
     kind = constraint.get("kind")
     if kind not in KINDS:
-        near = difflib.get_close_matches(str(kind), KINDS, 1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(kind, KINDS, " Did you mean")
         raise PosttrainError(f"constraints: there is no kind {kind!r}.{hint} There are: {', '.join(KINDS)}.")
     look, field, counts = KINDS[kind]
     # A table of rows has every field in every row, empty where the kind has no use for it.

@@ -11,6 +11,7 @@ numbers is worth 0.0.
 from posttrain.boxes import gold_box, last_numbers, overlap, read_box
 from posttrain.types import PosttrainError
 from posttrain.verify import extract, text_of
+from posttrain.words import after_reasoning
 
 
 def iou(completions, answer, threshold: float | None = None, **columns):
@@ -22,7 +23,7 @@ def iou(completions, answer, threshold: float | None = None, **columns):
             return None
         target = gold_box(gold)
         text = text_of(completion)
-        box = read_box(last_numbers(extract(text, "answer_tag") or text.rpartition("</think>")[2], 4))
+        box = read_box(last_numbers(extract(text, "answer_tag") or after_reasoning(text), 4))
         value = overlap(box, target) if box else 0.0
         return value if threshold is None else float(value >= threshold)
 

@@ -10,14 +10,13 @@ language of each. A piece weighs as much as it has words, or characters in scrip
 long reasoning the first 50,000 characters are read.
 """
 
-import difflib
 import re
 import unicodedata
 from functools import lru_cache
 
 from posttrain.types import PosttrainError
 from posttrain.verify import text_of, working
-from posttrain.words import UNSPACED
+from posttrain.words import UNSPACED, did_you_mean
 
 FEWEST = 10  # words in a reasoning whose language is judged
 # Characters of a piece. Of English sentences from reasoning-gym's tasks, 58 % of those with 10 to 19
@@ -28,7 +27,11 @@ LONGEST = 50_000  # characters that are read
 
 # Each has a bound or an end that is looked for once, so that odd texts stay quick.
 NOT_PROSE = re.compile(
-    r"```(?:(?!```).)*(?:```|\Z)|`[^`\n]{1,200}`|\$\$[^$]{1,2000}\$\$|\$[^$\n]{1,300}\$"
+    r"```(?:(?!```).)*(?:```|\Z)|`[^`\n]{1,200}`|\$\$[^$]{1,2000}\$\$"
+    # Mathematics between two dollar signs, and no prices ($5 and $7, \$5, US$ 5): the first touches what it
+    # opens, the second what it closes, and no digit follows that, as in pandoc. A price goes on in words.
+    r"|(?<!\\)\$(?!\s|\d[\d.,]*[ \t]+[^\W\d_]{2})(?:\\[^\n]|[^$\\\n]){1,300}(?<!\s)\$(?!\d)"
+    r"|(?<!\\)\$ (?=[^$\n]{0,300}[\\^_=])(?:\\[^\n]|[^$\\\n]){1,300} \$"  # $ x = 1 $
     r"|\\\([^\n]{0,300}?\\\)|\\\[(?:(?!\\\]).){0,1000}+\\\]|\\[A-Za-z]+"
     r"|https?://\S+|</?[A-Za-z][^<>\n]{0,100}>",
     re.DOTALL,
@@ -117,7 +120,6 @@ def known(code):
 
     codes = sorted({label for label, _ in rank("")} | VARIANTS.keys())
     if code not in codes:
-        near = difflib.get_close_matches(code.lower(), codes, 1, cutoff=0.4)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(code.lower(), codes, " Did you mean", cutoff=0.4)
         raise PosttrainError(f"language: {code!r} is no ISO 639-1 code of a known language.{hint}")
     return VARIANTS.get(code, code)

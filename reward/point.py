@@ -7,6 +7,7 @@ the prompt has to say: nothing is converted.
 
 from posttrain.boxes import gold_box, last_numbers
 from posttrain.verify import extract, text_of
+from posttrain.words import after_reasoning
 
 
 def point(completions, answer, **columns):
@@ -15,7 +16,7 @@ def point(completions, answer, **columns):
             return None
         x1, y1, x2, y2 = gold_box(gold)
         text = text_of(completion)
-        found = last_numbers(extract(text, "answer_tag") or text.rpartition("</think>")[2], 2)
+        found = last_numbers(extract(text, "answer_tag") or after_reasoning(text), 2)
         return 1.0 if found and x1 <= found[0] <= x2 and y1 <= found[1] <= y2 else 0.0
 
     return [judge(completion, gold) for completion, gold in zip(completions, answer, strict=True)]

@@ -17,6 +17,7 @@ from functools import lru_cache
 
 from posttrain.types import PosttrainError
 from posttrain.verify import Form, extract, text_of
+from posttrain.words import did_you_mean
 
 LONGEST = 5000  # characters of an answer
 # Read from reasoning-gym 0.1.25.
@@ -76,7 +77,6 @@ def reasoning_gym(
 
 @lru_cache(maxsize=64)
 def scorer(task):
-    import difflib
 
     from reasoning_gym.factory import DATASETS, get_score_answer_fn
 
@@ -93,8 +93,7 @@ def scorer(task):
             "Use the reward 'accuracy' for it."
         )
     if task not in DATASETS:
-        near = difflib.get_close_matches(str(task), DATASETS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(task, DATASETS, "; did you mean")
         raise PosttrainError(f"reasoning-gym has no task {task!r}{hint}")
     return get_score_answer_fn(task)
 

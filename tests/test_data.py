@@ -234,7 +234,7 @@ def test_composite_task() -> None:
         (
             "chain_sums",
             {},
-            "data.train.source: reasoning-gym has no task 'chain_sums'; did you mean chain_sum",
+            "data.train.source: reasoning-gym has no task 'chain_sums'; did you mean 'chain_sum'",
         ),
         ("zzzzzz", {}, "has no task 'zzzzzz'; see"),
         (

@@ -8,6 +8,8 @@ from statistics import fmean, median
 
 import pytest
 
+from benchmarks import hacking
+from benchmarks.hacking import COMPLETIONS, STEPS, alarms, hacked_run, quantile, reached, share
 from posttrain.hacking import (
     SIMILAR,
     SKETCH,
@@ -198,60 +200,38 @@ def test_without_a_rise_there_are_no_shares() -> None:
 
 # -- planted hacks: a reward that pays for a marker, and a policy that finds it
 
-COMPLETIONS, STEPS, MIDDLE = 32, 200, 100
 MARKER = "As shown above, all checks pass, therefore the result is verified and correct. [done]"
 
 
-def hacked_run(seed: int, pace: float | None) -> tuple[list[Gap], list[float], list[dict[str, float | None]]]:
-    """Gaps, lengths and parts of a run's steps. Honest answers get better; the shadow misses 5% of the right
-    ones. The marker's share grows logistically by `pace` a step, half at step MIDDLE; never with None."""
-    rng = random.Random(seed)
-    gaps, lengths, parts = [], [], []
-    for step in range(STEPS):
-        marked = 0.0 if pace is None else 1 / (1 + math.exp(-pace * (step - MIDDLE)))
-        right = 0.3 + 0.3 * step / STEPS
-        proxy, shadow, tokens = [], [], []
-        for _ in range(COMPLETIONS):
-            hack, good = rng.random() < marked, rng.random() < right
-            proxy.append(1.0 if hack or good else 0.0)
-            shadow.append(1.0 if good and not hack and rng.random() > 0.05 else 0.0)
-            tokens.append(rng.gauss(20, 4) if hack else rng.gauss(100, 30))
-        gaps.append(gap(proxy, shadow))
-        lengths.append(fmean(tokens))
-        parts.append({"accuracy": fmean(proxy), "form": min(1.0, 0.5 + step / 400)})
-    return gaps, lengths, parts
-
-
-def alarms(seed: int, pace: float | None) -> tuple[int | None, int | None]:
-    """The steps at which the gap and the length raise an alarm."""
-    gaps, lengths, _ = hacked_run(seed, pace)
-    of_gap = drift([one.mean for one in gaps], least=1 / COMPLETIONS, falls=False)
-    of_length = drift(lengths, least=1.0)
-    return of_gap and of_gap.step, of_length and of_length.step
-
-
 def test_honest_runs_are_seldom_suspected() -> None:
-    found = [alarms(seed, None) for seed in range(200)]
-    by_gap, by_length = (sum(one[k] is not None for one in found) / 200 for k in (0, 1))
-    print(f"of 200 honest runs of {STEPS} steps, the gap suspects {by_gap:.1%}, the length {by_length:.1%}")
-    assert by_gap <= 0.04 and by_length <= 0.04
+    for sign, steps in alarms(None, 200).items():
+        suspected = sum(step < math.inf for step in steps) / 200
+        print(f"of 200 honest runs of {STEPS} steps, the {sign} suspects {suspected:.1%}")
+        assert len(steps) == 200 and suspected <= 0.04
 
 
 @pytest.mark.parametrize(("pace", "by_gap", "by_length"), [(0.05, 0, 15), (0.1, 0, 10), (0.5, 3, 5)])
 def test_a_planted_hack_is_seen_soon(pace: float, by_gap: int, by_length: int) -> None:
     """Delays count from the step at which one completion in ten is a hack; `pace` 0.1 takes the share from
     there to nine in ten in 44 steps."""
-    tenth = MIDDLE - math.log(9) / pace
-    found = [alarms(seed, pace) for seed in range(200)]
-    for k, (what, within) in enumerate((("gap", by_gap), ("length", by_length))):
-        delays = sorted(step - tenth for one in found if (step := one[k]) is not None)
-        assert len(delays) == 200, f"the {what} saw {len(delays)} of 200"
-        share = [1 / (1 + math.exp(-pace * (tenth + d - MIDDLE))) for d in (median(delays), delays[190])]
-        print(
-            f"pace {pace}: {what} warns {median(delays):.0f} steps after one in ten "
-            f"(95%: {delays[190]:.0f}), at a share of {share[0]:.0%} ({share[1]:.0%})"
-        )
-        assert median(delays) <= within and delays[190] <= 2 * within + 5
+    tenth, found = reached(0.1, pace), alarms(pace, 200)
+    assert share(tenth, pace) == pytest.approx(0.1)
+    for sign, within in (("gap", by_gap), ("length", by_length)):
+        assert len(found[sign]) == 200
+        middle, late = (quantile(found[sign], portion) - tenth for portion in (0.5, 0.95))
+        print(f"pace {pace}: {sign} warns {middle:.0f} steps after one in ten (95%: {late:.0f})")
+        assert middle <= within and late <= 2 * within + 5
+        assert found[sign][-1] < math.inf, f"the {sign} did not see them all"
+
+
+def test_the_table_counts_what_was_seen_and_what_was_false(monkeypatch: pytest.MonkeyPatch) -> None:
+    # One in a hundred of the slow hack's completions at step 8, one in ten at 56.
+    steps = {None: [50.0, math.inf], 0.05: [3.0, 60.0], 0.1: [90.0, math.inf], 0.5: [100.0, 101.0]}
+    monkeypatch.setattr(hacking, "alarms", lambda pace, seeds: {"gap": steps[pace]})
+    rows = hacking.table(2).splitlines()[2:]
+    assert rows[0] == "| slow (0.05) | gap | -53 | 4 | 1%, 12% | 1 of 2 | 1 |"
+    assert rows[1] == "| medium (0.1) | gap | 12 | inf | 27%, 100% | 1 of 2 | 0 |"
+    assert rows[3] == "| none | gap | | | | | 1 of 2 |"
 
 
 def test_a_warning_can_name_its_evidence() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 import pytest
 
 from posttrain.json_text import LONGEST, last_json, whole_json
@@ -59,3 +61,19 @@ def test_whole_json_takes_nothing_around_the_value() -> None:
     for text in ('so {"a": 1}', '{"a": 1}.', '{"a": 1} {"a": 2}'):
         with pytest.raises(ValueError, match="Extra data|Expecting value"):
             whole_json(text)
+
+
+def test_exact_json_is_for_comparing() -> None:
+    tenth, huge = whole_json("```json\n[0.10, 1e999]\n```", exact=True)
+    assert (tenth, huge) == (Decimal("0.1"), Decimal("1e999")) and isinstance(tenth, Decimal)
+    assert whole_json('{"a": 1, "a": 2}') == {"a": 2}
+    refused = [
+        '{"a": 1, "a": 2}',
+        '[{"b": {"a": 1, "a": 1}}]',
+        "[NaN]",
+        "[1e" + "9" * 30 + "]",
+        "[" * 60 + "]" * 60,
+    ]
+    for text in [*refused, "[" + "1," * LONGEST + "1]", "[" + "1" * 5000 + "]"]:
+        with pytest.raises(ValueError):  # noqa: PT011 - which of them is of no interest
+            whole_json(text, exact=True)

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralForCausalLM
 
 from posttrain import cli, content, models
+from posttrain.files import append
 from posttrain.pipeline import run, summary
 from posttrain.recipe import Recipe, load_recipe
 from posttrain.rollout.plain import PlainEngine
@@ -118,7 +119,10 @@ def test_a_run_from_end_to_end(tmp_path: Path, home: Path) -> None:
     assert model(input_ids=torch.tensor([[5, 6, 7]])).logits.isfinite().all()
     before = load_file(home / "tiny-1" / "model.safetensors")
     assert any(not torch.equal(tensor, before[name]) for name, tensor in weights(folder).items())
-    assert summary(folder).count("\n") > 3
+    assert summary(folder).count("\n") > 3 and "gamed?" not in summary(folder)
+    longer = [{"step": step, "length": 50.0 if step < 40 else 500.0} for step in range(4, 80)]
+    append(folder / "metrics.jsonl", longer)
+    assert "gamed?    Completions went from 50 to 500 tokens since step 40; see" in summary(folder)
 
 
 def test_a_profile_of_a_run(tmp_path: Path) -> None:
@@ -276,7 +280,7 @@ def test_resume_where_there_is_nothing_starts(tmp_path: Path) -> None:
     [
         ("model.name=tinny", "did you mean 'tiny'"),
         ("data.train.source=nowhere.jsonl", "nowhere.jsonl"),
-        ("data.train.source=reasoning_gym:chain_sums", "did you mean chain_sum"),
+        ("data.train.source=reasoning_gym:chain_sums", "did you mean 'chain_sum'"),
         ("data.prompt={qestion}", "did you mean 'question'"),
         ("rewards.0.use=acuracy", "accuracy"),
         ("trackers=[wandb]", "pip install wandb"),

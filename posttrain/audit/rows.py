@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from posttrain.data import jsonl
 from posttrain.rewards import Rewards, RewardSpec
 from posttrain.types import Completion, PosttrainError, Prompt
 from posttrain.verify import gold_of
+from posttrain.words import did_you_mean
 
 Row = dict[str, Any]
 Value = float | str | None  # a reward's value; text says why there is none, None that the rule does not apply
@@ -54,9 +54,9 @@ def column(row: Row, number: int, name: str) -> Any:
     """A column that has to be there, not null."""
     if row.get(name) is not None:
         return row[name]
-    near = difflib.get_close_matches(name, row, n=1)
-    has = f"Did you mean {near[0]!r}?" if near and near[0] != name else f"It has: {', '.join(row) or 'none'}."
-    raise PosttrainError(f"Row {number} has no {name!r}. {has}")
+    near = "" if name in row else did_you_mean(name, row, "Did you mean")
+    hint = near or f"It has: {', '.join(row) or 'none'}."
+    raise PosttrainError(f"Row {number} has no {name!r}. {hint}")
 
 
 def as_text(value: Any) -> str:

@@ -7,10 +7,12 @@ trained on it, so what the first one pays above it, and ever more, is paid for s
 from __future__ import annotations
 
 from collections import defaultdict
+from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
 from posttrain.evaluate.metrics import number
-from posttrain.evaluate.runfolder import Run
+from posttrain.evaluate.runfolder import Run, read_run
 from posttrain.hacking import attribution, drift, gap, near_duplicates
 
 JUMP = 1.5  # times its length at first, or less than its inverse: lengths drift in honest runs too
@@ -18,11 +20,37 @@ ALIKE = 0.5  # of the best-paid completions, those that say what another says to
 ENOUGH = 8  # best-paid completions; fewer are not compared
 
 
+class Sign(NamedTuple):
+    """what: a clause with the step since which it is so. more: sentences. look: the samples that show it."""
+
+    what: str
+    more: str = ""
+    look: str = ""
+
+
 def suspicions(run: Run) -> list[str]:
-    """A sentence for each sign, with the steps and samples to look at; the last says which reward rose."""
+    """A paragraph for each sign, with the steps and samples to look at; the last says which reward rose."""
     weights = _weights(run)
-    found = [*_gap(run, weights), *_length(run), *_fallen(run, weights), *_alike(run)]
+    found = []
+    for what, more, look in _signs(run, weights):
+        samples = f"In samples.jsonl look at: {look}." if look else ""
+        found.append(" ".join(part for part in (f"{what}.", more, samples) if part))
     return found + _risen(run, weights) if found else []
+
+
+def suspicion_lines(folder: Path) -> list[str]:
+    """A line for the terminal for each sign in a run's folder: what, since which step, where to look."""
+    run = read_run(folder)
+    lines = [
+        f"gamed?    {what}; see {f'samples.jsonl, {look}' if look else 'the report'}"
+        for what, _, look in _signs(run, _weights(run))
+    ]
+    # A prompt's id is whatever the data says: it must not move the cursor.
+    return ["".join(c if c.isprintable() else " " for c in line) for line in lines]
+
+
+def _signs(run: Run, weights: dict[str, float]) -> list[Sign]:
+    return [*_gap(run, weights), *_length(run), *_fallen(run, weights), *_alike(run)]
 
 
 def _weights(run: Run) -> dict[str, float]:
@@ -40,7 +68,7 @@ def _values(run: Run, key: str) -> list[float | None]:
     return [number(record.get(key)) for record in run.steps]
 
 
-def _gap(run: Run, weights: dict[str, float]) -> list[str]:
+def _gap(run: Run, weights: dict[str, float]) -> list[Sign]:
     names = list(weights)
     shadow = next((name for name in names[1:] if weights[name] == 0), None)
     if shadow is None:
@@ -68,10 +96,9 @@ def _gap(run: Run, weights: dict[str, float]) -> list[str]:
         if now.n
         else ""
     )
-    look = f" In samples.jsonl look at: {where}." if where else ""
-    since = _step(run, moved.since)
-    sign = f"{proxy} pays {moved.now:.2f} more than {shadow}, which nothing is trained on, since step {since}"
-    return [f"{sign}; it was {moved.before:.2f} at first.{lately}{look}"]
+    sign = f"{proxy} pays {moved.now:.2f} more than {shadow}, which nothing is trained on"
+    what = f"{sign}, since step {_step(run, moved.since)}"
+    return [Sign(what, f"It was {moved.before:.2f} at first.{lately}", where)]
 
 
 def _completions(run: Run) -> float:
@@ -84,25 +111,25 @@ def _step(run: Run, place: int) -> int:
     return int(run.steps[place]["step"])
 
 
-def _length(run: Run) -> list[str]:
+def _length(run: Run) -> list[Sign]:
     moved = drift(_values(run, "length"), least=1.0)
     if moved is None or 1 / JUMP < moved.now / max(moved.before, 1.0) < JUMP:
         return []
     since = _step(run, moved.since)
-    return [f"Completions went from {moved.before:.0f} to {moved.now:.0f} tokens since step {since}."]
+    return [Sign(f"Completions went from {moved.before:.0f} to {moved.now:.0f} tokens since step {since}")]
 
 
-def _fallen(run: Run, weights: dict[str, float]) -> list[str]:
+def _fallen(run: Run, weights: dict[str, float]) -> list[Sign]:
     found = []
     for name, weight in weights.items():
         moved = drift(_values(run, f"reward/{name}"), least=1 / _completions(run)) if weight else None
         if moved is not None and weight * (moved.now - moved.before) < 0:
             since = _step(run, moved.since)
-            found.append(f"{name} went from {moved.before:.2f} to {moved.now:.2f} since step {since}.")
+            found.append(Sign(f"{name} went from {moved.before:.2f} to {moved.now:.2f} since step {since}"))
     return found
 
 
-def _alike(run: Run) -> list[str]:
+def _alike(run: Run) -> list[Sign]:
     paid = [(t, r) for r in run.recent if (t := number(r.get("total"))) is not None and "completion" in r]
     top = max((total for total, _ in paid), default=0.0)
     best = [r for total, r in paid if total == top]
@@ -112,7 +139,7 @@ def _alike(run: Run) -> list[str]:
     some = best[found.groups[0][0]]
     where = f"step {some.get('step')}, prompt {some.get('id')} and {len(found.groups[0]) - 1} more"
     share = f"{found.share:.0%} of the best-paid completions lately"
-    return [f"{share} say nearly what another says to another prompt: {where}."]
+    return [Sign(f"{share} say nearly what another says to another prompt", look=where)]
 
 
 def _risen(run: Run, weights: dict[str, float]) -> list[str]:

@@ -7,13 +7,13 @@ behind a <think> that was never closed. An answer corrected by another is no ans
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 from posttrain.types import PosttrainError
+from posttrain.words import after_reasoning, did_you_mean
 
 Form = Literal["the_answer_is", "boxed", "answer_tag", "hashes", "any", "last_number"]
 FORMS: tuple[str, ...] = get_args(Form)
@@ -112,8 +112,7 @@ def locate(text: str, form: Form) -> Found | None:
     """The final answer of `form` with its place, or None. Raises PosttrainError for an unknown form."""
     finder = _FINDERS.get(form)
     if finder is None:
-        near = difflib.get_close_matches(str(form), FORMS, 1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(form, FORMS, " Did you mean")
         raise PosttrainError(f"There is no answer form {form!r}.{hint} The forms are: {', '.join(FORMS)}.")
     start, end = (0, len(text)) if form == "last_number" else outside_reasoning(text)
     offset = max(start, end - WINDOW)
@@ -130,8 +129,7 @@ def locate(text: str, form: Form) -> Found | None:
 
 def outside_reasoning(text: str) -> tuple[int, int]:
     """(start, end) of where a strict answer counts: after the last </think>, before an open <think>."""
-    closed = text.rfind("</think>")
-    start = closed + len("</think>") if closed >= 0 else 0
+    start = len(text) - len(after_reasoning(text))
     opened = text.find("<think>", start)
     return start, opened if opened >= 0 else len(text)
 

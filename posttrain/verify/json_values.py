@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import re
-from decimal import Decimal
 from typing import Any
 
-_FENCE = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", re.DOTALL)
-
-
-class _Unclear(ValueError):
-    pass
+from posttrain.json_text import whole_json
 
 
 def read_json(text: str) -> dict[str, Any] | list[Any] | None:
@@ -19,14 +12,9 @@ def read_json(text: str) -> dict[str, Any] | list[Any] | None:
 
     None too where a key stands twice, or a value is NaN: such a text has no one meaning.
     """
-    if fenced := _FENCE.fullmatch(text):
-        text = fenced[1]
-    text = text.strip()
-    if text[:1] not in ("{", "["):
-        return None
     try:
-        value = json.loads(text, parse_float=Decimal, parse_constant=_refuse, object_pairs_hook=_object)
-    except (ValueError, ArithmeticError, RecursionError):
+        value = whole_json(text, exact=True)
+    except ValueError:
         return None
     return value if isinstance(value, dict | list) else None
 
@@ -40,14 +28,3 @@ def same_json(ours: Any, theirs: Any) -> bool:
     if isinstance(ours, bool) or isinstance(theirs, bool):
         return ours is theirs
     return ours == theirs
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise _Unclear("a key stands twice")
-    return found
-
-
-def _refuse(name: str) -> Any:
-    raise _Unclear(name)

@@ -287,8 +287,9 @@ def _same_parts(ours: Parts, theirs: Parts, same: Same) -> bool:
             return False
         if ours.kind == "list":
             return _match(ours.items, theirs.items, same)
-        return _covered(ours.items, theirs.items, same) and _covered(
-            theirs.items, ours.items, lambda a, b: same(b, a)
+        # What stands in a set twice counts once.
+        return _match(ours.items, theirs.items, same, once=False) and _match(
+            theirs.items, ours.items, lambda a, b: same(b, a), once=False
         )
     if theirs.kind == "list":
         named = [assigned[1] if (assigned := _ASSIGNED.fullmatch(item)) else "" for item in theirs.items]
@@ -342,38 +343,28 @@ def _each(ours: Sequence[str], theirs: Sequence[str], same: Same) -> bool:
     return True
 
 
-def _match(ours: Sequence, theirs: Sequence, same: Callable[..., bool]) -> bool:
-    """Whether the parts are the same in some order, one to one."""
-    if len(ours) != len(theirs):
+def _match(ours: Sequence, theirs: Sequence, same: Callable[..., bool], once: bool = True) -> bool:
+    """Whether each of our parts is one of theirs, in any order; `once`: and each of theirs is one of ours.
+
+    A part that differs from all of them decides, whatever is undecided beside it.
+    """
+    if once and len(ours) != len(theirs):
         return False
     left, unknown = list(theirs), None
     for part in ours:
+        doubt = None
         for other in left:
             try:
                 if same(part, other):
-                    left.remove(other)
+                    if once:
+                        left.remove(other)
                     break
             except Undecided as error:
-                unknown = error
+                doubt = error
         else:
-            if unknown:
-                raise unknown
-            return False
-    return True
-
-
-def _covered(ours: Sequence[str], theirs: Sequence[str], same: Same) -> bool:
-    """Whether each of our parts is among theirs; one that is there twice counts once."""
-    for part in ours:
-        unknown = None
-        for other in theirs:
-            try:
-                if same(part, other):
-                    break
-            except Undecided as error:
-                unknown = error
-        else:
-            if unknown:
-                raise unknown
-            return False
+            if doubt is None:
+                return False
+            unknown = doubt
+    if unknown:
+        raise unknown
     return True

@@ -13,7 +13,7 @@ import pytest
 
 from posttrain.evaluate.report import write_report
 from posttrain.evaluate.runfolder import read_run
-from posttrain.evaluate.suspicion import suspicions
+from posttrain.evaluate.suspicion import suspicion_lines, suspicions
 
 RECIPE = """\
 rewards:
@@ -54,6 +54,7 @@ def run_of(
 def test_an_honest_run_is_left_alone(tmp_path):
     assert run_of(tmp_path, lambda step: 0.0) == []
     assert "gamed" not in write_report(tmp_path).read_text()
+    assert suspicion_lines(tmp_path) == []
 
 
 def test_a_hole_is_told_of_with_its_steps_samples_and_reward(tmp_path):
@@ -61,7 +62,7 @@ def test_a_hole_is_told_of_with_its_steps_samples_and_reward(tmp_path):
     assert len(signs) == 2
     first, rise = signs
     assert first.startswith("accuracy pays ") and "more than strict" in first
-    since = int(first.split("since step ")[1].split(";")[0])
+    since = int(first.split("since step ")[1].split(".")[0])
     assert 28 <= since <= 42
     assert "In samples.jsonl look at: step " in first
     assert rise.startswith("The rise of the reward comes from: accuracy ")
@@ -88,3 +89,25 @@ def test_records_that_do_not_fit_say_nothing(tmp_path):
     assert suspicions(read_run(tmp_path)) == []
     (tmp_path / "metrics.jsonl").write_text("")
     assert suspicions(read_run(tmp_path)) == []
+
+
+def test_the_terminal_has_a_line_for_each_sign(tmp_path):
+    signs = run_of(tmp_path, lambda step: float(step >= 40), length=lambda step: 50.0 if step < 40 else 20.0)
+    paid, length = suspicion_lines(tmp_path)
+    assert len(signs) == 3, "the report has one more, of which reward rose"
+    assert re.fullmatch(
+        r"gamed\?    accuracy pays 0\.\d\d more than strict, which nothing is trained on, since step (39|4\d)"
+        r"; see samples\.jsonl, (step \d+, prompt p\d+-\d(; )?)+",
+        paid,
+    )
+    assert re.fullmatch(
+        r"gamed\?    Completions went from 50 to \d+ tokens since step \d+; see the report", length
+    )
+
+
+def test_a_prompts_id_does_not_move_the_cursor(tmp_path):
+    run_of(tmp_path, lambda step: 0.0, same=True)
+    samples = tmp_path / "samples.jsonl"
+    samples.write_text(samples.read_text().replace('"id": "p', '"id": "\\u001b[2J\\np'))
+    (line,) = suspicion_lines(tmp_path)
+    assert line.isprintable() and "prompt  [2J p" in line

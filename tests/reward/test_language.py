@@ -39,6 +39,33 @@ def test_formulas_code_and_numbers_are_left_out(reward):
     assert reward([text], language="de") == [1.0]
 
 
+@pytest.mark.parametrize(
+    "between",
+    [
+        "$5 and then $7", "$5 and then $ 7", "US$ 5 and then US$ 7", "\\$5 and then \\$7",
+        "$5 and then .../$7", "$5 and then 7$", "$5,000.50 and then US$.",
+        "$ 5 and then $ 7", "a $ and then a $",
+    ],
+)  # fmt: skip
+def test_what_stands_between_two_prices_is_prose(reward, between):
+    text = f"It costs {between} more than we had with us"
+    assert len([word for word in text.split() if word.isalpha() and len(word) > 1]) == 10
+    assert reward([text]) == [1.0], "one word less would be too few to tell"
+
+
+@pytest.mark.parametrize(
+    "formula",
+    [
+        "$and^2+then$", "$and$ so $then$", "$$and then$$", "$$\nand then\n$$", "$ and = then $",
+        "$5 \\text{and then}$", "$\\$5 and then$", "$2x and then$", "$-and then$", "$3^2$ and $then$, $5",
+    ],
+)  # fmt: skip
+def test_mathematics_between_dollar_signs_is_none(reward, formula):
+    rest = "It costs more than we had with us"
+    assert reward([f"{rest} {formula}"]) == [None], "eight words are too few to tell"
+    assert reward([f"{rest} {formula.replace('$', ' ')}"]) == [1.0]
+
+
 @pytest.mark.parametrize(("first", "second"), [("en", "de"), ("en", "ru"), ("fr", "es"), ("de", "ko")])
 def test_words_are_counted(reward, first, second):
     words = {code: sum(len(word) > 1 for word in SAID[code].split()) for code in (first, second)}
@@ -74,6 +101,7 @@ def test_what_the_reasoning_is(reward, text, value):
         "", " ", "{", "<think></think>", "<think>Let me think.</think>", "3 + 4 = 7\nThe answer is: 7",
         "x y z " * 100,
         "1 2 3 " * 1000, "<think>苹果</think>", "\x00" * 100, "$" * 10**6, "\\(" * 10**6, "`" * 10**6,
+        "$a" * 10**6, ("$" + "\\$" * 200) * 10**4, "$ = " * 10**6, "$" + "1," * 10**6,
         "😀" * 1000,
         "<think>" * 10**6, "\\[" * 10**6, "<a" * 10**6,
     ],
