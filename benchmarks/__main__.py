@@ -165,7 +165,7 @@ def main() -> None:
     parts = options.parts or [name for name in PARTS if name != "vllm" or importlib.util.find_spec("vllm")]
 
     from posttrain import models
-    from posttrain.pipeline import machine
+    from posttrain.machine import machine
 
     bench = Bench(options, models.resolve(options.model))
     where = {k: v for k, v in machine().items() if k != "peak_gib"}

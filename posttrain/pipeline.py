@@ -6,6 +6,7 @@ result.json, report.html; with a profile, profile.txt and trace.json.
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import logging
@@ -28,9 +29,11 @@ from posttrain.evaluate.harness import evaluate, judge_specs
 from posttrain.evaluate.report import write_report
 from posttrain.evaluate.suspicion import suspicion_lines
 from posttrain.files import append, replace_text
-from posttrain.memory import peak_gib, settle
+from posttrain.machine import machine
+from posttrain.memory import settle
+from posttrain.past import before, fingerprint, lengths, refuse_changes, rewind
 from posttrain.profile import TABLE, TRACE, Profile, one_step
-from posttrain.recipe import Recipe, dump_recipe, load_recipe
+from posttrain.recipe import Recipe, dump_recipe
 from posttrain.rewards import Rewards, RewardSpec
 from posttrain.rollout.engine import Engine
 from posttrain.rollout.native import NativeEngine
@@ -46,6 +49,7 @@ from posttrain.types import Group, PosttrainError, Prompt, Sampling
 
 log = logging.getLogger(__name__)
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 VERSIONS = ("posttrain", "torch", "transformers", "accelerate", "reasoning-gym", "math-verify")
 
 
@@ -61,7 +65,7 @@ def run(recipe: Recipe, resume: bool = False, profile: bool = False) -> Path:
     settle()
     disable_progress_bar()  # transformers' bars for loading and saving would tear the display
     folder = Path(recipe.output)
-    past = _past(folder, recipe, resume)
+    past = before(folder, recipe, resume)
     if past is not None and "after" in past:
         log.warning("%s is finished already", folder)
         return folder
@@ -69,6 +73,9 @@ def run(recipe: Recipe, resume: bool = False, profile: bool = False) -> Path:
         if importlib.util.find_spec(tracker) is None:
             raise PosttrainError(f"trackers: {tracker} is not installed; run: pip install {tracker}")
     train_rows, heldout_rows = data.load(recipe.data)
+    inputs = fingerprint(train_rows, heldout_rows, recipe)
+    if past is not None:
+        refuse_changes(folder, past, inputs)
     models.resolve(recipe.model.name)
     with ExitStack() as stack:
         rewards = stack.enter_context(Rewards(recipe.rewards, recipe.reward_deadline, recipe.reward_workers))
@@ -80,8 +87,16 @@ def run(recipe: Recipe, resume: bool = False, profile: bool = False) -> Path:
             )
         )
         stop = stack.enter_context(Stop())
-        made = _Run(recipe, folder, past, stop, stack, rewards, judge)
-        return made.go(train_rows, heldout_rows, profile)
+        made = _Run(recipe, folder, past or {"inputs": inputs}, stop, stack, rewards, judge)
+        try:
+            return made.go(train_rows, heldout_rows, profile)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise PosttrainError(
+                f"{folder}: no room to write ({error.strerror}); checkpoints that were there are whole. "
+                "Make room and run the same command with --resume"
+            ) from error
 
 
 class _Run:
@@ -91,7 +106,7 @@ class _Run:
         self,
         recipe: Recipe,
         folder: Path,
-        past: dict[str, Any] | None,
+        past: dict[str, Any],
         stop: Stop,
         stack: ExitStack,
         rewards: Rewards,
@@ -99,8 +114,8 @@ class _Run:
     ):
         self.recipe, self.folder, self.stop, self.stack = recipe, folder, stop, stack
         self.rewards, self.judge = rewards, judge
-        self.began = time.time() - (past or {}).get("seconds", 0.0)
-        self.result: dict[str, Any] = past or {"name": recipe.name, "model": recipe.model.name}
+        self.began = time.time() - past.get("seconds", 0.0)
+        self.result: dict[str, Any] = {"name": recipe.name, "model": recipe.model.name} | past
         bf16 = models.compute_type(recipe.model.compute) == torch.bfloat16
         self.accelerator = Accelerator(
             mixed_precision="bf16" if bf16 else "no",
@@ -132,10 +147,12 @@ class _Run:
 
     def go(self, train_rows: list[Prompt], heldout: list[Prompt], profile: bool) -> Path:
         recipe, accelerator = self.recipe, self.accelerator
-        saved = checkpoint.found(self.folder / "checkpoints")
         self.watch("loading the model", 0, 0)
-        model, self.tokenizer = models.load(str(saved[-1]) if saved else recipe.model.name)
-        state = checkpoint.state_of(saved[-1]) if saved else State()
+        saved = checkpoint.newest(self.folder / "checkpoints")
+        model, self.tokenizer = models.load(str(saved) if saved else recipe.model.name)
+        state = checkpoint.state_of(saved) if saved else State(records=self.result.get("records", {}))
+        if self.main:
+            rewind(self.folder, state.records)
         model.eval()  # no dropout: the log-probabilities of what was sampled must not change by chance
         policy = Policy(
             model.to(accelerator.device), recipe.sampling.temperature, recipe.train.activation_checkpointing
@@ -143,11 +160,12 @@ class _Run:
         reference = self._reference(model) if recipe.train.beta else None
         optimizer = adamw(model, recipe.train.learning_rate, recipe.train.weight_decay)
         if saved:
-            checkpoint.load_optimizer(saved[-1], optimizer)
+            checkpoint.load_optimizer(saved, optimizer)
         self.engine = engine_for(policy, self.tokenizer, models.compute_type(recipe.model.compute))
         self.heldout = heldout
         if "before" not in self.result:
             self.result["before"] = self._evaluate(0, "before", recipe.evaluate.samples)
+            self.result["records"] = lengths(self.folder)
             self._write_result(State())
         prepared, prepared_optimizer = accelerator.prepare(policy, optimizer)
         loop = GRPO(
@@ -164,11 +182,16 @@ class _Run:
             watch=self.watch,
         )
 
+        kept = state.step  # the step of the newest checkpoint
+
         def save() -> None:
-            if self.main and state.step:
+            nonlocal kept
+            if self.main and state.step > kept:
+                state.records = lengths(self.folder)
                 checkpoint.save(
                     self.folder / "checkpoints", model, self.tokenizer, optimizer, state, recipe.train.keep
                 )
+                kept = state.step
                 self._write_result(state)
 
         self.stack.callback(loop.collector.close)
@@ -316,27 +339,6 @@ def engine_for(policy: Policy, tokenizer: Any, dtype: torch.dtype) -> Engine:
     return NativeEngine(policy.model, tokenizer, dtype, layers=policy.layers)
 
 
-def machine() -> dict[str, Any]:
-    """What the run ran on."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
-    return {
-        "device": device,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "peak_gib": round(peak_gib(), 2),
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )
-
-
 def _samples(step: int, groups: list[Group]) -> list[dict[str, Any]]:
     return [
         {
@@ -356,50 +358,3 @@ def _samples(step: int, groups: list[Group]) -> list[dict[str, Any]]:
         for group in groups
         for completion, score in zip(group.completions, group.scores, strict=True)
     ]
-
-
-def _past(folder: Path, recipe: Recipe, resume: bool) -> dict[str, Any] | None:
-    """The result so far of the run in `folder`, None where there is none.
-
-    Raises:
-        PosttrainError: the folder holds a run and resume was not asked for, or one of another recipe.
-    """
-    if not (folder / "recipe.yaml").is_file():
-        if folder.is_dir() and any(folder.iterdir()):
-            raise PosttrainError(f"{folder} holds files that are no run; choose another with output=FOLDER")
-        return None
-    if not resume:
-        raise PosttrainError(
-            f"{folder} holds a run already: --resume goes on with it, output=OTHER starts beside it"
-        )
-    before = load_recipe(str(folder / "recipe.yaml"))
-    if before != recipe:
-        raise PosttrainError(
-            f"{folder} holds a run of another recipe ({_difference(before, recipe)}); "
-            "resume with what it was started with, or start beside it with output=OTHER"
-        )
-    try:
-        return json.loads((folder / "result.json").read_text())
-    except FileNotFoundError:
-        return None
-
-
-def _difference(before: Recipe, now: Recipe) -> str:
-    """The first few keys in which two recipes differ, with both values."""
-    a, b = _flat(before.model_dump()), _flat(now.model_dump())
-    keys = [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
-    told = ", ".join(f"{key}: {a.get(key)!r} then, {b.get(key)!r} now" for key in keys[:3])
-    return told + (f", and {len(keys) - 3} more" if len(keys) > 3 else "")
-
-
-def _flat(value: Any, at: str = "") -> dict[str, Any]:
-    items = (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value)
-        if isinstance(value, (list, tuple))
-        else None
-    )
-    if items is None:
-        return {at: value}
-    return {k: v for key, inner in items for k, v in _flat(inner, f"{at}.{key}" if at else str(key)).items()}

@@ -49,6 +49,8 @@ FLOORS = {
     "evaluate": 4,
     "doctor": 5,
     "estimate": 5,
+    "machine": 5,
+    "past": 5,
     "pipeline": 5,
     "cli": 6,
     "__main__": 6,

@@ -29,7 +29,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -54,11 +54,13 @@ class State:
     """What, beside policy and optimizer, a run is: steps done, and prompts they drew from the global order.
 
     ahead: the next step's batch, as JSON, where it is drawn already (`train.ahead`).
+    records: bytes that each file of records holds of these steps; what a kill left behind that is made anew.
     """
 
     step: int = 0
     cursor: int = 0
     ahead: dict[str, Any] | None = None
+    records: dict[str, int] = field(default_factory=dict)
 
 
 class GRPO:

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from posttrain.train import checkpoint
 from posttrain.train.grpo import State
+from posttrain.types import PosttrainError
 
 Build = Callable[..., PreTrainedModel]
 
@@ -82,7 +83,7 @@ def test_a_checkpoint_that_is_not_whole_is_absent(
     }[broken]
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(PosttrainError, match=r"No space left.*step-000001, is as it was"):
             checkpoint.save(tmp_path, model, tokenizer, optimizer, State(2, 2), keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"], "the last whole one is gone"
     assert checkpoint.found(tmp_path) == [tmp_path / "step-000001"]
@@ -98,3 +99,52 @@ def test_what_a_kill_left_half_written_is_not_found_and_cleared_away(
     path = checkpoint.save(tmp_path, model, tokenizer, trained(model, 1), State(5, 5), keep=2)
     assert checkpoint.found(tmp_path) == [path]
     assert not (tmp_path / ".step-000009-abc").exists(), "the next save clears it away"
+
+
+DAMAGE: dict[str, Callable[[Path], Any]] = {
+    "model.safetensors is not what": lambda path: flip(path / "model.safetensors"),
+    "optimizer.pt is not what": lambda path: cut(path / "optimizer.pt"),
+    "state.json is not what": lambda path: (path / "state.json").write_text("{}"),
+    "tokenizer.json cannot be read (No such file": lambda path: (path / "tokenizer.json").unlink(),
+    "state.json cannot be read": lambda path: (path / "state.json").unlink(),
+    "manifest.json is missing": lambda path: (path / "manifest.json").unlink(),
+    "manifest.json is missing or cannot": lambda path: cut(path / "manifest.json"),
+    "manifest.json is damaged": lambda path: (path / "manifest.json").write_text("[]"),
+}
+
+
+def flip(path: Path) -> None:
+    """One bit in the middle."""
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+@pytest.mark.parametrize("words", DAMAGE)
+def test_a_damaged_one_is_named_and_passed_over(
+    words: str,
+    tmp_path: Path,
+    build: Build,
+    tokenizer: PreTrainedTokenizerFast,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = build()
+    optimizer = trained(model, 1)
+    one, two = (
+        checkpoint.save(tmp_path, model, tokenizer, optimizer, State(step, step), keep=2) for step in (1, 2)
+    )
+    assert checkpoint.newest(tmp_path) == two and not caplog.text
+    DAMAGE[words](two)
+    assert checkpoint.newest(tmp_path) == one
+    assert f"step-000002: {words}" in caplog.text.replace("its ", "") and "from step-000001" in caplog.text
+    # What the run saves next is later than the damaged one was, or takes its place: it never outlives that.
+    saved = checkpoint.save(tmp_path, model, tokenizer, optimizer, State(1, 1), keep=1)
+    assert checkpoint.found(tmp_path) == [saved] and checkpoint.damage(saved) is None
+
+    DAMAGE[words](saved)
+    with pytest.raises(PosttrainError, match=r"no checkpoint is whole .*start anew beside it"):
+        checkpoint.newest(tmp_path)

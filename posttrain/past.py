@@ -1,0 +1,121 @@
+"""What the folder of an interrupted run holds, and whether the run can go on as if nothing had happened.
+
+What its numbers hang on is compared with what it was started with: the recipe, the rows, the files of a
+user's own rewards. Records that were written after the checkpoint are cut off; they are made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+from posttrain import content
+from posttrain.recipe import Recipe, load_recipe
+from posttrain.rewards import locate
+from posttrain.types import PosttrainError, Prompt
+
+log = logging.getLogger(__name__)
+
+RECORDS = ("metrics.jsonl", "samples.jsonl")
+
+
+def before(folder: Path, recipe: Recipe, resume: bool) -> dict[str, Any] | None:
+    """The result so far of the run in `folder`, None where there is none.
+
+    Raises:
+        PosttrainError: the folder holds a run and resume was not asked for, or one of another recipe.
+    """
+    if not (folder / "recipe.yaml").is_file():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise PosttrainError(f"{folder} holds files that are no run; choose another with output=FOLDER")
+        return None
+    if not resume:
+        raise PosttrainError(
+            f"{folder} holds a run already: --resume goes on with it, output=OTHER starts beside it"
+        )
+    then = load_recipe(str(folder / "recipe.yaml"))
+    if then != recipe:
+        raise PosttrainError(
+            f"{folder} holds a run of another recipe ({_difference(then, recipe)}); "
+            "resume with what it was started with, or start beside it with output=OTHER"
+        )
+    try:
+        return json.loads((folder / "result.json").read_text())
+    except FileNotFoundError:
+        return None
+
+
+def _difference(before: Recipe, now: Recipe) -> str:
+    """The first few keys in which two recipes differ, with both values."""
+    a, b = _flat(before.model_dump()), _flat(now.model_dump())
+    keys = [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+    told = ", ".join(f"{key}: {a.get(key)!r} then, {b.get(key)!r} now" for key in keys[:3])
+    return told + (f", and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def _flat(value: Any, at: str = "") -> dict[str, Any]:
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, (list, tuple))
+        else None
+    )
+    if items is None:
+        return {at: value}
+    return {k: v for key, inner in items for k, v in _flat(inner, f"{at}.{key}" if at else str(key)).items()}
+
+
+def fingerprint(train: Sequence[Prompt], heldout: Sequence[Prompt], recipe: Recipe) -> dict[str, str]:
+    """What a run reads beside its recipe and its model, with a short hash each: rows, own rewards' files."""
+    found = {f"data.{side}": _rows(rows) for side, rows in (("train", train), ("heldout", heldout))}
+    for place, reward in enumerate(recipe.rewards):
+        source = locate(reward.use, reward.args)
+        if source.kind == "file" and not Path(source.place).is_relative_to(content.root()):
+            digest = hashlib.sha256(Path(source.place).read_bytes()).hexdigest()
+            found[f"rewards.{place} ({reward.use})"] = digest[:12]
+    return found
+
+
+def _rows(rows: Sequence[Prompt]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        text = json.dumps(astuple(row), ensure_ascii=True, sort_keys=True, default=str)
+        digest.update(text.encode() + b"\n")
+    return f"{len(rows)} rows, {digest.hexdigest()[:12]}"
+
+
+def refuse_changes(folder: Path, past: dict[str, Any], inputs: dict[str, str]) -> None:
+    """Raise PosttrainError where what the run reads is not what it was."""
+    then = past.get("inputs", {})
+    changed = [
+        f"{key}: {then.get(key, 'not there')} then, {inputs.get(key, 'not there')} now"
+        for key in sorted(then.keys() | inputs.keys())
+        if then.get(key) != inputs.get(key)
+    ]
+    if changed:
+        raise PosttrainError(
+            f"{folder} was started with something else ({'; '.join(changed)}); "
+            "put it back to resume, or start beside it with output=OTHER"
+        )
+
+
+def lengths(folder: Path) -> dict[str, int]:
+    """Bytes in each file of records now; `rewind` takes them back to that."""
+    return {name: (folder / name).stat().st_size for name in RECORDS if (folder / name).exists()}
+
+
+def rewind(folder: Path, records: dict[str, int]) -> None:
+    """Cut off what was written to the files of records after `lengths` said `records`."""
+    for name, there in lengths(folder).items():
+        wanted = records.get(name, 0)
+        if there > wanted:
+            os.truncate(folder / name, wanted)
+        elif there < wanted:
+            log.warning("%s has lost records that were there when the run was saved", folder / name)

@@ -1,0 +1,171 @@
+"""Killed at any moment, a run goes on to what it would have been, to the bit: weights, optimizer, records.
+
+Kills are real SIGKILLs to a real process, at moments drawn at random over the length of an uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from posttrain.past import RECORDS
+from posttrain.pipeline import run
+from posttrain.recipe import Recipe, load_recipe
+from posttrain.train import checkpoint
+from posttrain.types import PosttrainError
+
+pytestmark = pytest.mark.usefixtures("home", "one_process")
+
+OVERRIDES = (
+    "model.compute=float32",
+    "train.steps=5",
+    "train.checkpoint_every=1",
+    "train.schedule=cosine",
+    "train.weight_decay=0.1",
+    "train.rounds=2",
+    "evaluate.every=2",
+)
+
+
+def tiny(folder: Path, *overrides: str) -> Recipe:
+    return load_recipe("tiny/tiny", [f"output={folder}", *OVERRIDES, *overrides])
+
+
+def in_a_process(act: Callable[[], Any]) -> int:
+    """Start `act` in a process of its own; its id. Exit status 7: it raised a PosttrainError."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        act()
+        status = 0
+    except PosttrainError as error:
+        Path(os.environ["SAID"]).write_text(str(error))
+        status = 7
+    except BaseException:
+        status = 1
+    os._exit(status)
+
+
+def wait(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def told(folder: Path, name: str) -> list[dict[str, Any]]:
+    """Every record of a file, in order, without what hangs on the clock."""
+    timed = ("seconds", "time", "tokens_per_second")
+    lines = (folder / name).read_text(encoding="utf-8").splitlines()
+    return [
+        {key: value for key, value in json.loads(line).items() if not any(word in key for word in timed)}
+        for line in lines
+    ]
+
+
+def same(one: Path, other: Path) -> None:
+    for name in RECORDS:
+        assert told(one, name) == told(other, name), name
+    a, b = (checkpoint.found(folder / "checkpoints") for folder in (one, other))
+    assert [path.name for path in a] == [path.name for path in b]
+    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (one, other))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    states = [torch.load(p[-1] / checkpoint.OPTIMIZER, weights_only=True)["state"] for p in (a, b)]
+    for key, state in states[0].items():
+        assert all(torch.equal(value, states[1][key][name]) for name, value in state.items())
+    results = [json.loads((folder / "result.json").read_text()) for folder in (one, other)]
+    for key in ("before", "after", "steps", "inputs"):
+        assert results[0][key] == results[1][key]
+
+
+@pytest.mark.parametrize(
+    "kills", [pytest.param(4, id="a few"), pytest.param(30, id="thirty", marks=pytest.mark.slow)]
+)
+def test_killed_at_any_moment_it_ends_the_same(kills: int, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    start = time.monotonic()
+    assert wait(in_a_process(lambda: run(tiny(whole)))) == 0
+    length = time.monotonic() - start
+    moments, seen = random.Random(kills), set()
+    for number in range(kills):
+        folder = tmp_path / f"run-{number}"
+        pid = in_a_process(lambda folder=folder: run(tiny(folder)))
+        time.sleep(length * moments.random())
+        os.kill(pid, signal.SIGKILL)
+        seen.add(wait(pid))
+        assert wait(in_a_process(lambda folder=folder: run(tiny(folder), resume=True))) == 0
+        same(folder, whole)
+    assert -signal.SIGKILL in seen, "every run had ended before it was killed"
+
+
+def test_killed_again_and_again(tmp_path: Path) -> None:
+    """One run, killed before it can end, however often that takes."""
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    start = time.monotonic()
+    assert wait(in_a_process(lambda: run(tiny(whole)))) == 0
+    length, moments, killed = time.monotonic() - start, random.Random(1), 0
+    for _ in range(50):
+        pid = in_a_process(lambda: run(tiny(folder), resume=True))
+        time.sleep(length * moments.uniform(0.3, 0.7))
+        os.kill(pid, signal.SIGKILL)
+        if wait(pid) == 0:
+            break
+        killed += 1
+    else:
+        assert wait(in_a_process(lambda: run(tiny(folder), resume=True))) == 0
+    assert killed
+    same(folder, whole)
+
+
+def test_changed_rows_are_refused_and_named(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    lines = [json.dumps({"question": f"{a} + 2 = ?", "answer": str(a + 2)}) for a in range(20)]
+    rows.write_text("\n".join(lines))
+    drop = ("data.train.size=null", "data.train.seed=null", "data.train.args={}")
+    held = "data.heldout={source: reasoning_gym:chain_sum, size: 4, seed: 2}"
+    recipe = tiny(tmp_path / "run", f"data.train.source={rows}", *drop, held)
+    pid = in_a_process(lambda: run(recipe))
+    while not checkpoint.found(tmp_path / "run" / "checkpoints"):
+        time.sleep(0.02)
+    os.kill(pid, signal.SIGKILL)
+    wait(pid)
+    rows.write_text("\n".join([*lines[:-1], lines[-1].replace("19", "18")]))
+    with pytest.raises(PosttrainError, match=r"data\.train: 20 rows, \w+ then, 20 rows, \w+ now"):
+        run(recipe, resume=True)
+    rows.write_text("\n".join(lines))
+    assert run(recipe, resume=True) == tmp_path / "run"
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No file may grow over a limit: the system refuses the write, as it does on a full disk."""
+    monkeypatch.setenv("SAID", str(tmp_path / "said"))
+    folder, whole = tmp_path / "run", tmp_path / "whole"
+    run(tiny(whole))
+    size = (checkpoint.found(whole / "checkpoints")[-1] / checkpoint.OPTIMIZER).stat().st_size
+    pid = in_a_process(lambda: run(tiny(folder)))
+    while not checkpoint.found(folder / "checkpoints"):
+        time.sleep(0.02)
+    os.kill(pid, signal.SIGKILL)
+    wait(pid)
+    [*_, last] = checkpoint.found(folder / "checkpoints")
+
+    def cramped() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
+        run(tiny(folder), resume=True)
+
+    assert wait(in_a_process(cramped)) == 7
+    assert "cannot be written" in (tmp_path / "said").read_text()
+    assert checkpoint.newest(folder / "checkpoints") == last
+    assert wait(in_a_process(lambda: run(tiny(folder), resume=True))) == 0
+    same(folder, whole)
