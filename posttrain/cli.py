@@ -168,10 +168,17 @@ def _run(args: argparse.Namespace) -> None:
 
         print(dry_run(recipe))
     else:
-        from posttrain.pipeline import run, summary
+        from posttrain.evaluate.summary import summary
+        from posttrain.past import finished
         from posttrain.profile import TABLE
 
-        folder = run(recipe, resume=args.resume, profile=args.profile)
+        folder = Path(recipe.output)
+        if finished(recipe):
+            print(f"{folder} is finished already: nothing to do", file=sys.stderr)
+        else:
+            from posttrain.pipeline import run
+
+            folder = run(recipe, resume=args.resume, profile=args.profile)
         if _speaks():
             print(summary(folder))
             if args.profile and (folder / TABLE).is_file():

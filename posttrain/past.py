@@ -25,6 +25,21 @@ log = logging.getLogger(__name__)
 RECORDS = ("metrics.jsonl", "samples.jsonl")
 
 
+def finished(recipe: Recipe) -> bool:
+    """Whether the run of this very recipe has been made to its end."""
+    folder = Path(recipe.output)
+    if "after" not in (_result(folder) or {}) or not (folder / "recipe.yaml").is_file():
+        return False
+    return load_recipe(str(folder / "recipe.yaml")) == recipe
+
+
+def _result(folder: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads((folder / "result.json").read_text())
+    except FileNotFoundError:
+        return None
+
+
 def before(folder: Path, recipe: Recipe, resume: bool) -> dict[str, Any] | None:
     """The result so far of the run in `folder`, None where there is none.
 
@@ -45,10 +60,7 @@ def before(folder: Path, recipe: Recipe, resume: bool) -> dict[str, Any] | None:
             f"{folder} holds a run of another recipe ({_difference(then, recipe)}); "
             "resume with what it was started with, or start beside it with output=OTHER"
         )
-    try:
-        return json.loads((folder / "result.json").read_text())
-    except FileNotFoundError:
-        return None
+    return _result(folder)
 
 
 def _difference(before: Recipe, now: Recipe) -> str:

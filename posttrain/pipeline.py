@@ -27,12 +27,11 @@ from posttrain import data, models
 from posttrain.evaluate.display import Display
 from posttrain.evaluate.harness import evaluate, judge_specs
 from posttrain.evaluate.report import write_report
-from posttrain.evaluate.suspicion import suspicion_lines
 from posttrain.files import append, replace_text
 from posttrain.machine import machine
 from posttrain.memory import settle
-from posttrain.past import before, fingerprint, lengths, refuse_changes, rewind
-from posttrain.profile import TABLE, TRACE, Profile, one_step
+from posttrain.past import before, fingerprint, finished, lengths, refuse_changes, rewind
+from posttrain.profile import Profile, one_step
 from posttrain.recipe import Recipe, dump_recipe
 from posttrain.rewards import Rewards, RewardSpec
 from posttrain.rollout.engine import Engine
@@ -65,10 +64,10 @@ def run(recipe: Recipe, resume: bool = False, profile: bool = False) -> Path:
     settle()
     disable_progress_bar()  # transformers' bars for loading and saving would tear the display
     folder = Path(recipe.output)
-    past = before(folder, recipe, resume)
-    if past is not None and "after" in past:
-        log.warning("%s is finished already", folder)
+    if finished(recipe):
+        log.warning("%s is finished already: nothing to do", folder)
         return folder
+    past = before(folder, recipe, resume)
     for tracker in recipe.trackers:  # accelerate passes over one that is missing without a word
         if importlib.util.find_spec(tracker) is None:
             raise PosttrainError(f"trackers: {tracker} is not installed; run: pip install {tracker}")
@@ -292,44 +291,12 @@ class _Run:
             "seconds": time.time() - self.began,
             "steps": state.step,
             "seed": self.recipe.seed,
+            "processes": self.accelerator.num_processes,
             "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
             "machine": machine(),
         }
         if self.main:
             replace_text(self.folder / "result.json", json.dumps(self.result, indent=2))
-
-
-def summary(folder: Path) -> str:
-    """What a finished run came to, in a few lines for the terminal."""
-    result = json.loads((folder / "result.json").read_text())
-    lines = []
-    for kind, what in (
-        ("strict", "in the asked-for form"),
-        ("lenient", "last number anywhere"),
-        ("sampled", "sampled"),
-    ):
-        before, after = result["before"][kind], result["after"][kind]
-        if before and after:
-            lines.append(f"{kind:9} {_interval(before)} -> {_interval(after)}   ({what})")
-    for key, unit in (
-        ("length", "tokens a completion"),
-        ("steps_share", "of completions show a step that holds"),
-    ):
-        before, after = result["before"][key], result["after"][key]
-        form = ".0f" if key == "length" else ".0%"
-        lines.append(f"{key.split('_')[0]:9} {before:{form}} -> {after:{form}} {unit}")
-    minutes, memory = result["seconds"] / 60, result["machine"]["peak_gib"]
-    lines.append(f"{result['steps']} steps in {minutes:.1f} minutes, {memory} GiB at most")
-    lines.append(f"report    {folder / 'report.html'}")
-    lines.append(f"model     {folder / 'model'}   (loads with AutoModelForCausalLM.from_pretrained)")
-    if (folder / TABLE).is_file():
-        lines.append(f"profile   {folder / TABLE}, {folder / TRACE}")
-    return "\n".join(lines + suspicion_lines(folder))
-
-
-def _interval(value: dict[str, Any]) -> str:
-    low, high = value["ci95"]
-    return f"{value['accuracy']:.1%} [{low:.1%} to {high:.1%}]"
 
 
 def engine_for(policy: Policy, tokenizer: Any, dtype: torch.dtype) -> Engine:

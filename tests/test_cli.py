@@ -31,7 +31,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
         noted.append(("dry_run", recipe))
         return "what would run"
 
-    monkeypatch.setitem(sys.modules, "posttrain.pipeline", SimpleNamespace(run=run, summary=str))
+    monkeypatch.setitem(sys.modules, "posttrain.pipeline", SimpleNamespace(run=run))
+    monkeypatch.setitem(sys.modules, "posttrain.evaluate.summary", SimpleNamespace(summary=str))
     monkeypatch.setitem(sys.modules, "posttrain.estimate", SimpleNamespace(dry_run=dry_run))
     return noted
 
@@ -178,8 +179,9 @@ def test_a_profile_is_asked_for_and_shown(
         assert profile == asked
         return tmp_path
 
-    stand_in = SimpleNamespace(run=run, summary=lambda folder: "the summary")
-    monkeypatch.setitem(sys.modules, "posttrain.pipeline", stand_in)
+    monkeypatch.setitem(sys.modules, "posttrain.pipeline", SimpleNamespace(run=run))
+    stand_in = SimpleNamespace(summary=lambda folder: "the summary")
+    monkeypatch.setitem(sys.modules, "posttrain.evaluate.summary", stand_in)
     assert cli.main(["run", *(["--profile"] if asked else []), "tiny/tiny", "seed=1"]) == 0
     assert capsys.readouterr().out == "the summary\n" + "\nthe table\n" * asked
 
@@ -216,7 +218,7 @@ def test_errors_of_the_pipeline(
         def run(recipe: Recipe, resume: bool, profile: bool) -> None:
             raise error
 
-        monkeypatch.setitem(sys.modules, "posttrain.pipeline", SimpleNamespace(run=run, summary=str))
+        monkeypatch.setitem(sys.modules, "posttrain.pipeline", SimpleNamespace(run=run))
 
     fail(PosttrainError("one\ntwo"))
     assert cli.main(["run", "tiny/tiny"]) == 2
@@ -237,7 +239,7 @@ def test_ctrl_c_in_a_real_process(tmp_path: Path) -> None:
         # A shell starts its background jobs, and so these tests perhaps, with SIGINT ignored.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def run(recipe, resume, profile): print('ready', flush=True); time.sleep(60)\n"
-        "sys.modules['posttrain.pipeline'] = types.SimpleNamespace(run=run, summary=str)\n"
+        "sys.modules['posttrain.pipeline'] = types.SimpleNamespace(run=run)\n"
         "sys.exit(cli.main(['run', 'tiny/tiny']))\n"
     )
     child = subprocess.Popen(

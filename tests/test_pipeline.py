@@ -20,8 +20,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralForCausalLM
 
 from posttrain import cli, content, models
+from posttrain.evaluate.summary import summary
 from posttrain.files import append
-from posttrain.pipeline import run, summary
+from posttrain.pipeline import run
 from posttrain.recipe import Recipe, load_recipe
 from posttrain.rollout.plain import PlainEngine
 from posttrain.stop import Stopped

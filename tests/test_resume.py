@@ -10,6 +10,9 @@ import os
 import random
 import resource
 import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -42,12 +45,13 @@ def tiny(folder: Path, *overrides: str) -> Recipe:
     return load_recipe("tiny/tiny", [f"output={folder}", *OVERRIDES, *overrides])
 
 
-def in_a_process(act: Callable[[], Any]) -> int:
+def in_a_process(act: Callable[[], Any], **env: str) -> int:
     """Start `act` in a process of its own; its id. Exit status 7: it raised a PosttrainError."""
     pid = os.fork()
     if pid:
         return pid
     try:
+        os.environ.update(env)
         act()
         status = 0
     except PosttrainError as error:
@@ -56,6 +60,14 @@ def in_a_process(act: Callable[[], Any]) -> int:
     except BaseException:
         status = 1
     os._exit(status)
+
+
+def in_two_processes(act: Callable[[], Any]) -> list[int]:
+    """Start `act` in two processes that find each other, as `accelerate launch` would; their ids."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1]), "WORLD_SIZE": "2"}
+    return [in_a_process(act, **place, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")]
 
 
 def wait(pid: int) -> int:
@@ -107,6 +119,28 @@ def test_killed_at_any_moment_it_ends_the_same(kills: int, tmp_path: Path) -> No
     assert -signal.SIGKILL in seen, "every run had ended before it was killed"
 
 
+@pytest.mark.slow
+def test_two_processes_killed_at_any_moment_end_the_same(tmp_path: Path) -> None:
+    kills = 30
+    whole = tmp_path / "whole"
+    start = time.monotonic()
+    assert [wait(pid) for pid in in_two_processes(lambda: run(tiny(whole)))] == [0, 0]
+    length = time.monotonic() - start
+    assert json.loads((whole / "result.json").read_text())["processes"] == 2
+    moments, seen = random.Random(kills), set()
+    for number in range(kills):
+        folder = tmp_path / f"run-{number}"
+        pids = in_two_processes(lambda folder=folder: run(tiny(folder)))
+        time.sleep(length * moments.random())
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        seen.update(map(wait, pids))
+        again = in_two_processes(lambda folder=folder: run(tiny(folder), resume=True))
+        assert [wait(pid) for pid in again] == [0, 0]
+        same(folder, whole)
+    assert -signal.SIGKILL in seen, "every run had ended before it was killed"
+
+
 def test_killed_again_and_again(tmp_path: Path) -> None:
     """One run, killed before it can end, however often that takes."""
     whole, folder = tmp_path / "whole", tmp_path / "run"
@@ -124,6 +158,27 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
         assert wait(in_a_process(lambda: run(tiny(folder), resume=True))) == 0
     assert killed
     same(folder, whole)
+
+
+def test_a_finished_run_is_left_alone_at_once(tmp_path: Path) -> None:
+    """No torch is loaded to find out, with --resume and without, and the summary is printed again."""
+    folder = run(tiny(tmp_path / "run"))
+    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    code = (
+        "import sys; from posttrain import cli; status = cli.main(sys.argv[1:]); "
+        "assert 'torch' not in sys.modules; sys.exit(status)"
+    )
+    for given in ([], ["--resume"]):
+        asked = ["run", "tiny/tiny", f"output={folder}", *OVERRIDES, *given]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *asked], capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == f"{folder} is finished already: nothing to do\n"
+        assert "5 steps in" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == kept
+    with pytest.raises(PosttrainError, match="holds a run already"):
+        run(tiny(folder, "seed=1"))
 
 
 def test_changed_rows_are_refused_and_named(tmp_path: Path) -> None:
