@@ -10,7 +10,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,11 @@ from posttrain import content
 from posttrain.recipe import Recipe, load_recipe
 from posttrain.rewards import locate
 from posttrain.types import PosttrainError, Prompt
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +88,32 @@ def _flat(value: Any, at: str = "") -> dict[str, Any]:
     if items is None:
         return {at: value}
     return {k: v for key, inner in items for k, v in _flat(inner, f"{at}.{key}" if at else str(key)).items()}
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other processes from running in `folder`; the system lets go of it however this one ends.
+
+    Raises:
+        PosttrainError: another holds it.
+    """
+    if fcntl is None:
+        yield
+        return
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(place)
+        raise PosttrainError(
+            f"another process is running in {folder}: wait for it, or end it and use --resume"
+        ) from None
+    except OSError:
+        pass  # a file system without locks
+    try:
+        yield
+    finally:
+        os.close(place)
 
 
 def fingerprint(train: Sequence[Prompt], heldout: Sequence[Prompt], recipe: Recipe) -> dict[str, str]:

@@ -30,7 +30,7 @@ from posttrain.evaluate.report import write_report
 from posttrain.files import append, replace_text
 from posttrain.machine import machine
 from posttrain.memory import settle
-from posttrain.past import before, fingerprint, finished, lengths, refuse_changes, rewind
+from posttrain.past import before, fingerprint, finished, held, lengths, refuse_changes, rewind
 from posttrain.profile import Profile, one_step
 from posttrain.recipe import Recipe, dump_recipe
 from posttrain.rewards import Rewards, RewardSpec
@@ -136,6 +136,7 @@ class _Run:
         self.main = self.accelerator.is_main_process
         if self.main:
             folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(held(folder))
             replace_text(folder / "recipe.yaml", dump_recipe(recipe))
         if recipe.trackers:
             self.accelerator.init_trackers(recipe.name, config={"recipe": dump_recipe(recipe)})

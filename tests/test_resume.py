@@ -22,7 +22,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from posttrain.past import RECORDS
+from posttrain.past import RECORDS, held
 from posttrain.pipeline import run
 from posttrain.recipe import Recipe, load_recipe
 from posttrain.train import checkpoint
@@ -179,6 +179,23 @@ def test_a_finished_run_is_left_alone_at_once(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == kept
     with pytest.raises(PosttrainError, match="holds a run already"):
         run(tiny(folder, "seed=1"))
+
+
+def test_one_process_at_a_time_runs_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAID", str(tmp_path / "said"))
+    folder = tmp_path / "run"
+    endless = tiny(folder, "train.steps=100000")
+    first = in_a_process(lambda: run(endless))
+    try:
+        while not checkpoint.found(folder / "checkpoints"):
+            time.sleep(0.02)
+        assert wait(in_a_process(lambda: run(endless, resume=True))) == 7
+    finally:
+        os.kill(first, signal.SIGKILL)
+        wait(first)
+    assert "another process is running in" in (tmp_path / "said").read_text()
+    with held(folder):
+        pass  # free again at once, though the first was killed
 
 
 def test_changed_rows_are_refused_and_named(tmp_path: Path) -> None:
