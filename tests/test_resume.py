@@ -99,15 +99,18 @@ def same(one: Path, other: Path) -> None:
         assert results[0][key] == results[1][key]
 
 
+slow = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
-    "kills", [pytest.param(4, id="a few"), pytest.param(30, id="thirty", marks=pytest.mark.slow)]
+    ("seed", "kills"), [(0, 4), *(pytest.param(seed, 10, marks=slow) for seed in (1, 2, 3))]
 )
-def test_killed_at_any_moment_it_ends_the_same(kills: int, tmp_path: Path) -> None:
+def test_killed_at_any_moment_it_ends_the_same(seed: int, kills: int, tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     start = time.monotonic()
     assert wait(in_a_process(lambda: run(tiny(whole)))) == 0
     length = time.monotonic() - start
-    moments, seen = random.Random(kills), set()
+    moments, seen = random.Random(seed), set()
     for number in range(kills):
         folder = tmp_path / f"run-{number}"
         pid = in_a_process(lambda folder=folder: run(tiny(folder)))
@@ -120,14 +123,15 @@ def test_killed_at_any_moment_it_ends_the_same(kills: int, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_two_processes_killed_at_any_moment_end_the_same(tmp_path: Path) -> None:
-    kills = 30
+@pytest.mark.parametrize("seed", [1, 2])
+def test_two_processes_killed_at_any_moment_end_the_same(seed: int, tmp_path: Path) -> None:
+    kills = 5
     whole = tmp_path / "whole"
     start = time.monotonic()
     assert [wait(pid) for pid in in_two_processes(lambda: run(tiny(whole)))] == [0, 0]
     length = time.monotonic() - start
     assert json.loads((whole / "result.json").read_text())["processes"] == 2
-    moments, seen = random.Random(kills), set()
+    moments, seen = random.Random(seed), set()
     for number in range(kills):
         folder = tmp_path / f"run-{number}"
         pids = in_two_processes(lambda folder=folder: run(tiny(folder)))
