@@ -174,7 +174,7 @@ def _run(args: argparse.Namespace) -> None:
 
         folder = Path(recipe.output)
         if finished(recipe):
-            print(f"{folder} is finished already: nothing to do", file=sys.stderr)
+            logging.warning("%s is finished already: nothing to do", folder)
         else:
             from posttrain.pipeline import run
 
