@@ -209,22 +209,22 @@ def _keys(kind: type[Section], key: str) -> set[str] | None:
     return set(field.model_fields) if isinstance(field, type) and issubclass(field, Section) else None
 
 
-def _shared(values: Values) -> Iterator[Loc]:
+def _shared(values: Values) -> Iterator[tuple[str, ...]]:
     """The places of shared values: (key,) or, one level deep, (section, key)."""
     for key, value in values.data.items():
         if key not in _HEAD:
             yield from [(key, inner) for inner in value] if isinstance(value, dict) and value else [(key,)]
 
 
-def _takes(kind: type[Stage], loc: Loc) -> bool:
+def _takes(kind: type[Stage], loc: tuple[str, ...]) -> bool:
     """Whether a class has a shared key; a plain value in a section's place is taken, and refused there."""
     if loc[0] not in kind.model_fields:
         return False
-    inner = _keys(kind, str(loc[0]))
+    inner = _keys(kind, loc[0])
     return len(loc) == 1 or inner is None or loc[1] in inner
 
 
-def _says(stage: dict[str, Any], loc: Loc) -> bool:
+def _says(stage: dict[str, Any], loc: tuple[str, ...]) -> bool:
     """Whether a stage itself says what is shared, or holds no section there for it to go into."""
     if loc[0] not in stage:
         return False
@@ -244,7 +244,7 @@ def _check_shared(values: Values, kinds: Sequence[type[Stage]]) -> None:
             names = " and ".join(stage["name"] for stage in takers)
             text = f"reaches no stage, since {names} say their own; write stages.NAME.{dotted(loc)}=…"
         elif readers:
-            known = set().union(*(_keys(kind, str(loc[0])) or set() for kind in readers))
+            known = set().union(*(_keys(kind, loc[0]) or set() for kind in readers))
             text = f"no stage reads it{did_you_mean(loc[-1], sorted(known), '; did you mean')}"
         else:
             loc, known = loc[:1], {*_HEAD, *(key for kind in kinds for key in kind.model_fields)}
@@ -262,7 +262,7 @@ def _merged(values: Values, i: int, kind: type[Stage]) -> Values:
     for loc in _shared(values):
         if not _takes(kind, loc) or _says(own, loc):
             continue
-        key, value = str(loc[0]), values.data[loc[0]]
+        key, value = loc[0], values.data[loc[0]]
         if len(loc) == 1:
             data[key] = value
         else:

@@ -34,6 +34,7 @@ FLOORS = {
     "rewards": 1,
     "recipe": 1,
     "stages": 1,
+    "plan": 1,
     "seccomp": 1,
     "sandbox": 1,
     "data": 2,
