@@ -7,12 +7,13 @@ again exactly what it reaches, and taking it back finds the earlier results. No 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -74,9 +75,10 @@ def plan(staged: Staged, start: str | None = None, until: str | None = None) -> 
         raise PosttrainError(f"--from {start} comes after --until {until}: nothing would run")
     output = Path(staged.output)
     addresses: dict[str, str] = {}
+    content = functools.cache(_content)  # a base model that several stages name is read once a plan
     planned = []
     for i, stage in enumerate(staged.stages[: last + 1]):
-        inputs = inputs_of(stage, addresses)
+        inputs = inputs_of(stage, addresses, content)
         addresses[stage.name] = address(inputs)
         folder = output / f"{stage.name}-{addresses[stage.name]}"
         state, why = _state(folder)
@@ -144,8 +146,12 @@ def status(folder: str | Path) -> str:
     )
 
 
-def inputs_of(stage: Stage, addresses: dict[str, str]) -> dict[str, Any]:
-    """All that a stage's output depends on, as plain JSON; `addresses` are those of the earlier stages."""
+def inputs_of(stage: Stage, addresses: Mapping[str, str], content: Callable[[Path], str]) -> dict[str, Any]:
+    """All that a stage's output depends on, as plain JSON.
+
+    Args:
+        addresses: of the earlier stages. content: the hash of a local file or folder.
+    """
     settings = stage.model_dump()
     for *sections, key in IRRELEVANT:
         inner = settings
@@ -156,7 +162,7 @@ def inputs_of(stage: Stage, addresses: dict[str, str]) -> dict[str, Any]:
         "kind": kind_of(stage),
         "settings": settings,
         "stages": {name: addresses[name] for _, _, name in references(stage)},
-        "files": {name: _content(Path(name).expanduser()) for name in _local(stage)},
+        "files": {name: content(Path(name).expanduser()) for name in _local(stage)},
         "posttrain": __version__,
     }
     return json.loads(json.dumps(inputs))  # tuples are lists from here on, as they are in inputs.json

@@ -245,7 +245,7 @@ def _index(items: list[Any], part: str, what: str) -> int:
 
 def _override_value(kind: type[Section] | None, loc: Loc, text: str, where: str) -> Any:
     """The value as YAML; for a key that takes text, the text as it is: braces and colons need no quotes."""
-    section = _section(kind, loc[:-1]) if loc else None
+    section = section_at(kind, loc[:-1]) if loc else None
     field = section.model_fields.get(str(loc[-1])) if section else None
     takes_text = field is not None and _is_text(field.annotation)
     try:
@@ -264,12 +264,12 @@ def _is_text(annotation: Any) -> bool:
     return annotation is str or (hasattr(annotation, "__metadata__") and annotation.__origin__ is str)
 
 
-def _section(kind: type[Section] | None, loc: Loc) -> type[Section] | None:
+def section_at(kind: type[Section] | None, loc: Loc) -> type[Section] | None:
     """The class of the section at a location, or None inside free-form args or at an unknown key."""
     section = kind
     for part in loc:
         if isinstance(part, int):
-            continue  # an item of rewards: the list's _section is already the item's class
+            continue  # an item of rewards: the list's section is already the item's class
         field = section.model_fields.get(part) if section else None
         inner = [field.annotation, *get_args(field.annotation)] if field else []
         section = next((t for t in inner if isinstance(t, type) and issubclass(t, Section)), None)
@@ -298,12 +298,12 @@ def _explain(kind: type[Section], error: Any, values: Values, under: Loc) -> str
 
 def _nearest(kind: type[Section], loc: Loc, under: Loc) -> str:
     """What an unknown key may have meant: a key spelt like it, or the same key of another section."""
-    section, key = _section(kind, loc[:-1]), str(loc[-1])
+    section, key = section_at(kind, loc[:-1]), str(loc[-1])
     names = list(section.model_fields) if section else []
     if near := difflib.get_close_matches(key, names, n=1):
         return f"did you mean {dotted((*under, *loc[:-1], near[0]))}?"
     elsewhere: list[Loc] = [
-        (s, key) for s in kind.model_fields if (c := _section(kind, (s,))) and key in c.model_fields
+        (s, key) for s in kind.model_fields if (c := section_at(kind, (s,))) and key in c.model_fields
     ]
     if key in kind.model_fields:
         elsewhere.insert(0, (key,))

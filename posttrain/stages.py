@@ -85,7 +85,8 @@ def load_stages(path_or_name: str, overrides: Sequence[str] = ()) -> Staged:
     head = settings.validate(Stage, replace(values, data=said))
     kinds = _kinds(values)
     _check_shared(values, kinds)
-    stages, parts, wrong = [], [], []
+    stages, parts = [], []
+    wrong: dict[str, str] = {}  # what is wrong in a shared value is said of the first stage that takes it
     for i, kind in enumerate(kinds):
         stage = values.data["stages"][i]
         part = _merged(values, i, kind)
@@ -94,9 +95,10 @@ def load_stages(path_or_name: str, overrides: Sequence[str] = ()) -> Staged:
             stages.append(settings.validate(kind, part, ("stages", stage["name"])))
             parts.append(part)
         except PosttrainError as error:
-            wrong.append(str(error))
+            for line in str(error).splitlines():
+                wrong.setdefault(line.replace(f"stages.{stage['name']}.", ""), line)
     if wrong:
-        raise PosttrainError("\n".join(wrong))
+        raise PosttrainError("\n".join(wrong.values()))
     _check_references(stages, parts, [("stages", stage.name) for stage in stages])
     return Staged(head.name, head.output, tuple(stages))
 
@@ -204,9 +206,9 @@ def _kinds(values: Values) -> list[type[Stage]]:
 
 
 def _keys(kind: type[Section], key: str) -> set[str] | None:
-    """The keys inside a class's section; None where the key takes a plain value or a list."""
-    field = kind.model_fields[key].annotation
-    return set(field.model_fields) if isinstance(field, type) and issubclass(field, Section) else None
+    """The keys inside a class's section; None where the key takes a plain value."""
+    section = settings.section_at(kind, (key,))
+    return set(section.model_fields) if section else None
 
 
 def _shared(values: Values) -> Iterator[tuple[str, ...]]:

@@ -247,7 +247,7 @@ def test_version_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_address_is_of_values_and_not_of_their_order() -> None:
     stage = load().stages[0]
-    inputs = inputs_of(stage, {})
+    inputs = inputs_of(stage, {}, str)
     assert len(address(inputs)) == 8
     assert address(dict(reversed(inputs.items()))) == address(inputs)
     assert address(json.loads(json.dumps(inputs))) == address(inputs), "as it stands in inputs.json"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import pytest
 
 from posttrain import content
-from posttrain.recipe import Recipe, load_recipe
-from posttrain.stages import Eval, Staged, dump, kind_of, load_stages, references
+from posttrain.recipe import Recipe, Sampling, Source, Stage, load_recipe
+from posttrain.stages import KINDS, Eval, Staged, dump, kind_of, load_stages, references
 from posttrain.types import PosttrainError
 
 RECIPE = """\
@@ -307,3 +307,36 @@ def test_recipe_without_stages_has_no_stage_to_take_from() -> None:
 def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
     text = OWN.replace("1e-4}", "-1, stpes: 1}").replace("seed: 8", "seed: -8")
     assert len(refusal(tmp_path, text).splitlines()) == 3
+
+
+def test_a_wrong_shared_value_is_said_once(tmp_path: Path) -> None:
+    said = refusal(tmp_path, OWN.replace("steps: 4", "steps: four"))
+    assert "recipe.yaml:11: stages.first.train.steps: should be a valid integer" in said
+    assert "\n" not in said
+
+
+def test_optional_section_of_a_kind_is_shared_key_by_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kind is one class and one entry of KINDS; `stage:NAME` finds its models and rows."""
+
+    class Sample(Stage):
+        gives: ClassVar[Literal["model", "rows"] | None] = "rows"
+        sampling: Sampling | None = None
+        rows: Source
+
+    monkeypatch.setitem(KINDS, "sample", Sample)
+    text = """\
+name: x
+sampling: {max_tokens: 9}
+stages:
+  - {name: a, kind: sample, sampling: {top_k: 5}, rows: {source: a.jsonl}}
+  - {name: b, kind: sample, rows: {source: "stage:a"}}
+"""
+    staged = read(tmp_path, text)
+    a, b = stage(staged, 0), stage(staged, 1)
+    assert (a.sampling.top_k, a.sampling.max_tokens, b.sampling.max_tokens) == (5, 9, 9)
+    assert references(b) == [(("rows", "source"), "rows", "a")]
+    assert read(tmp_path, dump(staged)) == staged
+    said = refusal(tmp_path, text.replace("max_tokens", "max_token"))
+    assert "recipe.yaml:2: sampling.max_token: no stage reads it; did you mean 'max_tokens'?" in said
