@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from posttrain import __version__
 from posttrain.files import replace_text
-from posttrain.recipe import FILES, HUB, Stage
+from posttrain.recipe import FILES, Stage
 from posttrain.stages import Staged, kind_of, load_stages, references, sources
 from posttrain.types import PosttrainError
 from posttrain.words import did_you_mean
@@ -179,7 +179,7 @@ def _local(stage: Stage) -> list[str]:
     names = []
     for loc, text in sources(stage):
         if loc[-1] == "source":
-            names += [text] if text.endswith(FILES) and not text.startswith(HUB) else []
+            names += [text] if text.endswith(FILES) else []
         else:
             names += [text] if os.path.isdir(text) else []  # Path's raises for a name too long to be one
     for reward in getattr(stage, "rewards", ()):

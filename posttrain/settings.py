@@ -245,7 +245,7 @@ def _index(items: list[Any], part: str, what: str) -> int:
 
 def _override_value(kind: type[Section] | None, loc: Loc, text: str, where: str) -> Any:
     """The value as YAML; for a key that takes text, the text as it is: braces and colons need no quotes."""
-    section = section_at(kind, loc[:-1]) if loc else None
+    section = section_at(kind, loc[:-1])
     field = section.model_fields.get(str(loc[-1])) if section else None
     takes_text = field is not None and _is_text(field.annotation)
     try:

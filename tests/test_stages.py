@@ -315,6 +315,11 @@ def test_a_wrong_shared_value_is_said_once(tmp_path: Path) -> None:
     assert "\n" not in said
 
 
+def test_key_missing_from_a_shared_section_is_said_at_the_section(tmp_path: Path) -> None:
+    said = refusal(tmp_path, OWN.replace("  heldout: {size: 5, seed: 2}\n", ""))
+    assert "recipe.yaml:4: stages.first.data.heldout: is missing" in said
+
+
 def test_optional_section_of_a_kind_is_shared_key_by_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
