@@ -10,9 +10,9 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from posttrain import content, settings
 from posttrain.settings import Section, Wrong
@@ -26,12 +26,12 @@ Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
 
-GENERATOR, HUB, FILES = "reasoning_gym:", "hub:", (".jsonl", ".parquet")
+GENERATOR, HUB, STAGE, FILES = "reasoning_gym:", "hub:", "stage:", (".jsonl", ".parquet")
 
 
 class Model(Section):
     name: Text
-    """`smollm2-135m`, `tiny`, a local folder or a Hub id."""
+    """`smollm2-135m`, `tiny`, a local folder or a Hub id; in a recipe of stages also `stage:NAME`."""
     compute: Literal["auto", "bfloat16", "float32"] = "auto"
     """What matrix products run in; the master weights are float32 whatever is said here."""
 
@@ -42,7 +42,8 @@ class Source(Section):
     `reasoning_gym:NAME` makes `size` rows from `seed` and `args`.
     `rows.jsonl` and `rows.parquet` are files; a relative path starts where posttrain is started.
     `hub:OWNER/NAME` takes `config`, `split` (train and test if not said) and `revision`.
-    For files and the Hub, `size` keeps the first rows only.
+    `stage:NAME` is the rows that an earlier stage of the recipe wrote.
+    For all but the first, `size` keeps the first rows only.
     """
 
     source: Text
@@ -59,12 +60,13 @@ class Source(Section):
             needed, unread = ("size", "seed"), ("config", "split", "revision")
         elif self.source.startswith(HUB):
             needed, unread = (), ("args", "seed")
-        elif self.source.endswith(FILES):
+        elif self.source.startswith(STAGE) or self.source.endswith(FILES):
             needed, unread = (), ("args", "seed", "config", "split", "revision")
         else:
             raise Wrong(
                 "source",
-                f"{self.source!r} is neither {GENERATOR}NAME, {HUB}OWNER/NAME, a .jsonl nor a .parquet file",
+                f"{self.source!r} is neither {GENERATOR}NAME, {HUB}OWNER/NAME, a .jsonl nor a .parquet file, "
+                f"nor (in a recipe of stages) {STAGE}NAME",
             )
         for key in needed:
             if getattr(self, key) is None:
@@ -221,25 +223,16 @@ class Evaluate(Section):
     temperature: Positive = 1.0
 
 
-class Recipe(Section):
-    """The whole file. See recipes/ for examples and the sections' classes for what each key means."""
+class Stage(Section):
+    """What every kind of stage says of itself; a recipe without `stages:` is one stage."""
+
+    gives: ClassVar[Literal["model", "rows"] | None] = None
+    """What later stages can take from it as `stage:NAME`."""
 
     name: Text
     seed: Whole = 0
     output: Text
-    """The run's folder; runs/NAME where the recipe does not say."""
-    model: Model
-    data: Data
-    rewards: Annotated[tuple[Reward, ...], Field(min_length=1, strict=False)]
-    """The first one says what is right."""
-    reward_deadline: Positive = 10.0
-    """Seconds that one call of a reward function may take."""
-    reward_workers: Count = 1
-    """Processes that share each reward's rows, whole groups each; every one of them loads the rewards."""
-    sampling: Sampling = Sampling()
-    train: Train = Train()
-    evaluate: Evaluate = Evaluate()
-    trackers: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], Field(strict=False)] = ()
+    """The folder of results; runs/NAME where the recipe does not say."""
 
     @model_validator(mode="before")
     @classmethod
@@ -257,20 +250,42 @@ class Recipe(Section):
             )
         return name
 
-    @field_validator("rewards", "trackers", mode="before")
-    @classmethod
-    def _is_list(cls, value: Any) -> Any:
-        if not isinstance(value, (list, tuple)):
-            raise ValueError("should be a list: each item on its own line, after a dash")
-        return value
 
-    @field_validator("rewards", "trackers", mode="after")
-    @classmethod
-    def _once(cls, items: tuple[Any, ...]) -> tuple[Any, ...]:
-        names = [item.use if isinstance(item, Reward) else item for item in items]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"names {', '.join(sorted(twice))} twice")
-        return items
+def _is_list(value: Any) -> Any:
+    if not isinstance(value, (list, tuple)):
+        raise ValueError("should be a list: each item on its own line, after a dash")
+    return value
+
+
+def _once(items: tuple[Any, ...]) -> tuple[Any, ...]:
+    names = [item.use if isinstance(item, Reward) else item for item in items]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"names {', '.join(sorted(twice))} twice")
+    return items
+
+
+_LIST = (Field(strict=False), BeforeValidator(_is_list), AfterValidator(_once))
+Rewards = Annotated[tuple[Reward, ...], Field(min_length=1), *_LIST]
+Trackers = Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], *_LIST]
+
+
+class Recipe(Stage):
+    """The whole file. See recipes/ for examples and the sections' classes for what each key means."""
+
+    gives: ClassVar[Literal["model", "rows"] | None] = "model"
+
+    model: Model
+    data: Data
+    rewards: Rewards
+    """The first one says what is right."""
+    reward_deadline: Positive = 10.0
+    """Seconds that one call of a reward function may take."""
+    reward_workers: Count = 1
+    """Processes that share each reward's rows, whole groups each; every one of them loads the rewards."""
+    sampling: Sampling = Sampling()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    trackers: Trackers = ()
 
     @model_validator(mode="after")
     def _fits(self) -> Recipe:
@@ -313,7 +328,7 @@ def load_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         PosttrainError: naming file, line and key, and the nearest right key or name.
     """
-    return settings.load(Recipe, _locate(path_or_name), overrides)
+    return settings.load(Recipe, locate(path_or_name), overrides)
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -321,7 +336,8 @@ def dump_recipe(recipe: Recipe) -> str:
     return settings.dump(recipe)
 
 
-def _locate(name: str) -> Path:
+def locate(name: str) -> Path:
+    """The file of a recipe: a path, or the name of a shipped one."""
     path = Path(name)
     if path.is_file():
         return path

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -16,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from posttrain.types import PosttrainError
+from posttrain.words import did_you_mean
 
 
 class Section(BaseModel):
@@ -72,11 +74,44 @@ _Dumper.add_representer(
 )
 
 
+@dataclass(frozen=True)
+class Values:
+    """What was read and not yet validated: plain values, and where each of them was said."""
+
+    data: dict[str, Any]
+    origins: dict[Loc, str]
+    """Of every key and item: "recipe.yaml:7" or "override train.steps=5"."""
+    shown: str
+    """The file, as messages name it."""
+
+    def origin(self, loc: Loc) -> str:
+        """Where a key was said; for one that was not, where the nearest key around it was."""
+        return next(
+            (self.origins[loc[:n]] for n in range(len(loc), -1, -1) if loc[:n] in self.origins), self.shown
+        )
+
+
+KindAt = Callable[[Any, Loc], tuple[type[Section] | None, Loc]]
+"""Of all values and a location in them: the class that holds there, and the location inside of it."""
+
+
 def load(kind: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
     """Read settings from a file, with `key.sub=value` overrides laid over them.
 
     Raises:
         PosttrainError: one line for each thing that is wrong, with file, line, key and the nearest right key.
+    """
+    return validate(kind, read(path, overrides, lambda _, loc: (kind, loc)))
+
+
+def read(path: Path, overrides: Sequence[str], kind_at: KindAt) -> Values:
+    """The values of a file with overrides laid over them, and where each was said; no key is judged yet.
+
+    Args:
+        kind_at: tells which class reads an override's key, because a key that takes text takes it unquoted.
+
+    Raises:
+        PosttrainError: no YAML mapping, or an override that fits nowhere.
     """
     here = Path.cwd()
     shown = str(path.relative_to(here) if path.is_relative_to(here) else path)
@@ -87,18 +122,32 @@ def load(kind: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
         raise PosttrainError(f"{shown}: expected a mapping (key: value, a line each), not {_what(data)}")
     origins = {loc: f"{shown}:{line}" for loc, line in lines.items()}
     for override in overrides:
-        _override(kind, data, override, origins)
+        _override(data, override, origins, kind_at)
+    return Values(data, origins, shown)
+
+
+def validate(kind: type[S], values: Values, under: Loc = ()) -> S:
+    """Read values as a section; `under` is what messages put before their keys.
+
+    Raises:
+        PosttrainError: one line for each thing that is wrong, with file, line, key and the nearest right key.
+    """
     try:
-        return kind.model_validate(data)
+        return kind.model_validate(values.data)
     except ValidationError as error:
-        wrong = [_explain(kind, item, origins, shown) for item in error.errors()]
+        wrong = [_explain(kind, item, values, under) for item in error.errors()]
         more = [f"… and {len(wrong) - 10} more"] if len(wrong) > 10 else []
         raise PosttrainError("\n".join(wrong[:10] + more)) from None
 
 
 def dump(settings: Section) -> str:
     """The settings as YAML with every default written out; `load` reads them back as equal ones."""
-    return yaml.dump(settings.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    return to_yaml(settings.model_dump())
+
+
+def to_yaml(data: dict[str, Any]) -> str:
+    """Plain values as YAML that either version of YAML reads alike, keys in their order."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 def _read(path: Path, shown: str) -> str:
@@ -142,7 +191,7 @@ def _value(loader: _Loader, node: yaml.Node, loc: Loc, lines: dict[Loc, int]) ->
             here = (*loc, key)
             if key in mapping:
                 raise yaml.MarkedYAMLError(
-                    problem=f"{_dotted(here)} is here twice, first in line {lines[here]}", problem_mark=at
+                    problem=f"{dotted(here)} is here twice, first in line {lines[here]}", problem_mark=at
                 )
             lines[here] = at.line + 1
             mapping[key] = _value(loader, value_node, here, lines)
@@ -154,7 +203,7 @@ def _value(loader: _Loader, node: yaml.Node, loc: Loc, lines: dict[Loc, int]) ->
     raise yaml.MarkedYAMLError(problem=f"the tag {node.tag} is not read", problem_mark=node.start_mark)
 
 
-def _override(kind: type[Section], data: Any, override: str, origins: dict[Loc, str]) -> None:
+def _override(data: Any, override: str, origins: dict[Loc, str], kind_at: KindAt) -> None:
     """Lay one `key.sub=value` over the values read from the file."""
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
@@ -163,19 +212,16 @@ def _override(kind: type[Section], data: Any, override: str, origins: dict[Loc, 
             f"override {override!r}: expected key=value, such as train.steps=5 or rewards.0.weight=2"
         )
     where = f"override {override}"
-    loc: Loc = ()
+    whole, loc = data, ()
     for part, deeper in zip(parts, [*parts[1:], None], strict=True):
         step: Any = part
         if isinstance(data, list):
-            if part not in map(str, range(len(data))):
-                items = f"items 0 to {len(data) - 1}" if data else "no items"
-                raise PosttrainError(f"{where}: {_dotted(loc)} has {items}, not {part!r}")
-            step = int(part)
+            step = _index(data, part, f"{where}: {dotted(loc)}")
         elif not isinstance(data, dict):
-            raise PosttrainError(f"{where}: {_dotted(loc)} is {_what(data)}, it has no {part!r} inside")
+            raise PosttrainError(f"{where}: {dotted(loc)} is {_what(data)}, it has no {part!r} inside")
         loc = (*loc, step)
         if deeper is None:
-            data[step] = _override_value(kind, loc, text, where)
+            data[step] = _override_value(*kind_at(whole, loc), text, where)
             for old in [old for old in origins if old[: len(loc)] == loc]:
                 del origins[old]  # the lines of what was replaced
         elif isinstance(data, dict) and data.get(step) is None:
@@ -184,9 +230,22 @@ def _override(kind: type[Section], data: Any, override: str, origins: dict[Loc, 
         origins.setdefault(loc, where)
 
 
-def _override_value(kind: type[Section], loc: Loc, text: str, where: str) -> Any:
+def _index(items: list[Any], part: str, what: str) -> int:
+    """Which item of a list an override means: by its number, or by what its key `name` says."""
+    if part in map(str, range(len(items))):
+        return int(part)
+    names = [item.get("name") if isinstance(item, dict) else None for item in items]
+    if part in names:
+        return names.index(part)
+    has = f"items 0 to {len(items) - 1}" if items else "no items"
+    told = [name for name in names if isinstance(name, str)]
+    has += f" ({', '.join(told)})" if told else ""
+    raise PosttrainError(f"{what} has {has}, not {part!r}{did_you_mean(part, told, '; did you mean')}")
+
+
+def _override_value(kind: type[Section] | None, loc: Loc, text: str, where: str) -> Any:
     """The value as YAML; for a key that takes text, the text as it is: braces and colons need no quotes."""
-    section = _section(kind, loc[:-1])
+    section = section_at(kind, loc[:-1])
     field = section.model_fields.get(str(loc[-1])) if section else None
     takes_text = field is not None and _is_text(field.annotation)
     try:
@@ -205,27 +264,26 @@ def _is_text(annotation: Any) -> bool:
     return annotation is str or (hasattr(annotation, "__metadata__") and annotation.__origin__ is str)
 
 
-def _section(kind: type[Section], loc: Loc) -> type[Section] | None:
+def section_at(kind: type[Section] | None, loc: Loc) -> type[Section] | None:
     """The class of the section at a location, or None inside free-form args or at an unknown key."""
-    section: type[Section] | None = kind
+    section = kind
     for part in loc:
         if isinstance(part, int):
-            continue  # an item of rewards: the list's _section is already the item's class
+            continue  # an item of rewards: the list's section is already the item's class
         field = section.model_fields.get(part) if section else None
         inner = [field.annotation, *get_args(field.annotation)] if field else []
         section = next((t for t in inner if isinstance(t, type) and issubclass(t, Section)), None)
     return section
 
 
-def _explain(kind: type[Section], error: Any, origins: dict[Loc, str], shown: str) -> str:
+def _explain(kind: type[Section], error: Any, values: Values, under: Loc) -> str:
     """One line for one of pydantic's errors."""
     loc: Loc = error["loc"]
     cause = error.get("ctx", {}).get("error")
     if isinstance(cause, Wrong):
         loc = (*loc, *cause.key.split("."))
-    at = next((origins[loc[:n]] for n in range(len(loc), -1, -1) if loc[:n] in origins), shown)
     if error["type"] == "extra_forbidden":
-        text = f"no such key; {_nearest(kind, loc)}"
+        text = f"no such key; {_nearest(kind, loc, under)}"
     elif error["type"] in ("missing", "too_short", "string_too_short"):
         text = "is missing" if error["type"] == "missing" else "is empty"
     elif cause is not None:
@@ -235,26 +293,27 @@ def _explain(kind: type[Section], error: Any, origins: dict[Loc, str], shown: st
         got = got if len(got) <= 60 else got[:57] + "…"
         said = "should be a mapping" if error["type"] == "model_type" else error["msg"]
         text = f"{said.replace('Input should', 'should')}, not {got}"
-    return f"{at}: {_dotted(loc)}: {text}"
+    return f"{values.origin(loc)}: {dotted((*under, *loc))}: {text}"
 
 
-def _nearest(kind: type[Section], loc: Loc) -> str:
+def _nearest(kind: type[Section], loc: Loc, under: Loc) -> str:
     """What an unknown key may have meant: a key spelt like it, or the same key of another section."""
-    section, key = _section(kind, loc[:-1]), str(loc[-1])
+    section, key = section_at(kind, loc[:-1]), str(loc[-1])
     names = list(section.model_fields) if section else []
     if near := difflib.get_close_matches(key, names, n=1):
-        return f"did you mean {_dotted((*loc[:-1], near[0]))}?"
+        return f"did you mean {dotted((*under, *loc[:-1], near[0]))}?"
     elsewhere: list[Loc] = [
-        (s, key) for s in kind.model_fields if (c := _section(kind, (s,))) and key in c.model_fields
+        (s, key) for s in kind.model_fields if (c := section_at(kind, (s,))) and key in c.model_fields
     ]
     if key in kind.model_fields:
         elsewhere.insert(0, (key,))
     if elsewhere:
-        return f"did you mean {' or '.join(map(_dotted, elsewhere))}?"
+        return f"did you mean {' or '.join(dotted((*under, *e)) for e in elsewhere)}?"
     return f"the keys here are {', '.join(names)}"
 
 
-def _dotted(loc: Loc) -> str:
+def dotted(loc: Loc) -> str:
+    """A location as it is written in overrides and messages: ("rewards", 0, "use") -> "rewards.0.use"."""
     return ".".join(map(str, loc)) or "the file"
 
 

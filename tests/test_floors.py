@@ -33,6 +33,8 @@ FLOORS = {
     "reward_child": 1,
     "rewards": 1,
     "recipe": 1,
+    "stages": 1,
+    "plan": 1,
     "seccomp": 1,
     "sandbox": 1,
     "data": 2,
