@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,7 @@ def sft(
         PosttrainError: examples, settings, model or the checkpoint in the folder do not fit each other.
     """
     adapters = _adapters(settings.lora)
-    forward = model.__dict__.get("forward")
-    with quiet(), own_accelerate():
+    with quiet(), own_accelerate(), _as_it_was(model):
         data = reported(prepared(examples, tokenizer, settings, seed), len(examples), settings)
         trainer = _Trainer(
             model=model,
@@ -72,18 +72,12 @@ def sft(
                 "see each other; set packing to false"
             )
         trainer.train(resume_from_checkpoint=trainer.newest())
-        done = trainer.state.global_step >= trainer.state.max_steps
-        if not done:
+        if trainer.state.global_step < trainer.state.max_steps:
             raise Stopped(stop.signal)
-        trained: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         if adapters is not None:
-            trained = trained.merge_and_unload()
-        if settings.activation_checkpointing:
-            trained.gradient_checkpointing_disable()
-        trained.__dict__.pop("forward", None)  # TRL's loss and accelerate's autocast hang on it
-        if forward is not None:
-            trained.forward = forward
-    return trained.eval()
+            merged: Any = trainer.accelerator.unwrap_model(trainer.model)
+            merged.merge_and_unload().requires_grad_(True)  # peft had frozen all but the adapters
+    return model.eval()
 
 
 def keeps_apart(model: Any, collator: Any, compute: torch.dtype) -> bool:
@@ -175,6 +169,23 @@ class _Watch(TrainerCallback):
 def found(folder: Path) -> list[Path]:
     """The whole checkpoints in `folder`, oldest first."""
     return sorted(path for path in folder.glob("step-*") if (path / OURS).is_file())
+
+
+@contextmanager
+def _as_it_was(model: Any) -> Iterator[None]:
+    """Take off what the trainers hang on a model: a forward (TRL's loss, autocast), checkpointing, hooks."""
+    forward, hooks = model.__dict__.get("forward"), model.get_input_embeddings()._forward_hooks
+    known = set(hooks)
+    try:
+        yield
+    finally:
+        if model.is_gradient_checkpointing:
+            model.gradient_checkpointing_disable()
+        for key in hooks.keys() - known:
+            del hooks[key]
+        model.__dict__.pop("forward", None)
+        if forward is not None:
+            model.forward = forward
 
 
 def _adapters(lora: Lora | None) -> Any:

@@ -82,7 +82,8 @@ def shown(example: Example, tokenizer: PreTrainedTokenizerFast, settings: SftTra
         # The whole text so far, less what was read: a token alone may be half a letter, or lose its space.
         text = tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
-        piece = "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text[len(read) :])
+        piece = text.removeprefix(read.rstrip("\ufffd"))
+        piece = "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in piece)
         parts.append(f"{before}{piece}{after}" if learned[start] else piece)
         start, read = end, text
     return "".join(parts)

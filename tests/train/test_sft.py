@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +15,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
+from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from trl.trainer.sft_config import SFTConfig
@@ -23,6 +27,8 @@ from posttrain.train.sft import found, keeps_apart, sft
 from posttrain.train.sft_data import prepared, shown
 from posttrain.train.sft_settings import Lora, SftTrain
 from posttrain.types import PosttrainError
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 pytestmark = pytest.mark.usefixtures("one_process")
 
@@ -209,6 +215,7 @@ def test_what_the_model_sees_is_shown(
     assert shown(talk, words, SETTINGS) == expected
     everything = SETTINGS.model_copy(update={"loss": "all"})
     assert shown({"prompt": "ab", "completion": "c"}, words, everything) == "a«bc<|end|>»"  # none predicts a
+    assert shown({"prompt": "ü", "completion": ""}, words, everything) == "\ufffd«ü<|end|>»"  # two bytes
     assert "nothing" in shown({"prompt": "a" * 99, "completion": "c"}, words, SETTINGS)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     assert shown(TEXTS[2], words, SETTINGS) == "三加四等于\033[32m七<|end|>\033[0m"
@@ -366,6 +373,11 @@ def test_adapters_are_trained_resumed_and_merged(tmp_path: Path, words: PreTrain
     assert whole.model.state_dict().keys() == small().state_dict().keys()
     assert type(whole.model) is LlamaForCausalLM and not same_weights(whole.model, small())
     assert torch.equal(whole.model.lm_head.weight, small().lm_head.weight)
+    assert all(weight.requires_grad for weight in whole.model.parameters())  # another stage can train it
+    lean = settings.model_copy(update={"activation_checkpointing": True})
+    again = Run(tmp_path / "lean", words, lean)
+    assert again.curve == whole.curve and same_weights(again.model, whole.model)
+    assert not again.model.get_input_embeddings()._forward_hooks
     first = Run(tmp_path / "parts", words, settings, ask_at=2)
     second = Run(tmp_path / "parts", words, settings)
     assert first.stopped and first.curve + second.curve == whole.curve
@@ -375,9 +387,72 @@ def test_adapters_are_trained_resumed_and_merged(tmp_path: Path, words: PreTrain
 def test_adapters_without_peft(
     tmp_path: Path, words: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(PosttrainError, match="pip install peft"):
         Run(tmp_path, words, SETTINGS.model_copy(update={"lora": Lora()}))
+
+
+TWO = """
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import torch.distributed as dist
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from posttrain.stop import Stopped
+from posttrain.train.sft import sft
+from posttrain.train.sft_settings import SftTrain
+
+folder, rows, asks = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "asks"
+stop = SimpleNamespace(asked=False, signal=15)
+model = AutoModelForCausalLM.from_pretrained(folder / "start")
+words = AutoTokenizer.from_pretrained(folder / "start")
+examples = [{"prompt": "q " * (i % 5), "completion": "a " * (1 + i % 3)} for i in range(16)]
+settings = SftTrain(batch=4, rows=rows, learning_rate=1e-2)
+rank = int(os.environ.get("RANK", 0))
+told = []
+stop.asked = asks and rank == 1  # one process alone was told
+try:
+    trained = sft(examples, model, words, settings, folder / f"run-{rows}", seed=3, compute=torch.float32,
+                  stop=stop, on_log=lambda update, metrics: told.append(metrics["loss"]))
+except Stopped:
+    assert asks
+    trained = None
+assert (len(told) > 0) == (rank == 0)
+if rank == 0 and trained is not None:
+    trained.save_pretrained(folder / f"end-{rows}")
+if dist.is_initialized():
+    dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(tmp_path: Path, words: PreTrainedTokenizerFast) -> None:
+    """Stopped after an update, by the second process alone, and taken up again."""
+    (tmp_path / "two.py").write_text(TWO)
+    small().save_pretrained(tmp_path / "start")
+    words.save_pretrained(tmp_path / "start")
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    for start, rows, asks in (((), "4", "goes"), (launch, "2", "asks"), (launch, "2", "goes")):
+        done = subprocess.run(
+            [sys.executable, *start, str(tmp_path / "two.py"), str(tmp_path), rows, asks],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        if asks == "asks":
+            assert [path.name for path in found(tmp_path / "run-2")] == ["step-000001"]
+    assert (tmp_path / "run-2" / "step-000004" / "rng_state_1.pth").is_file()
+    start, one, two = (load_file(tmp_path / n / "model.safetensors") for n in ("start", "end-4", "end-2"))
+    moved = torch.cat([(one[name] - start[name]).flatten() for name in start])
+    apart = torch.cat([(one[name] - two[name]).flatten() for name in start])
+    assert moved.norm() > 0.01
+    assert apart.norm() < 1e-3 * moved.norm()
 
 
 def test_a_batch_that_rows_cannot_make_up_is_refused() -> None:
