@@ -1,0 +1,208 @@
+"""Supervised fine-tuning: TRL's SFTTrainer, with whole checkpoints, a kind stop and a look at the loss mask.
+
+TRL tokenises, masks, packs and trains. What is added here: examples that would train nothing are named,
+packed examples are seen to be kept apart, a checkpoint has its name only when it is whole, and a stopped run
+goes on where it was (Hugging Face's checkpoints hold optimizer, schedule, random states and data position).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.trainer_callback import PrinterCallback, TrainerCallback
+
+from posttrain.stop import Stop, Stopped
+from posttrain.train.sft_data import Example, Trainer, arguments, own_accelerate, prepared, quiet, reported
+from posttrain.train.sft_settings import Lora, SftTrain
+from posttrain.types import PosttrainError
+
+OnLog = Callable[[int, dict[str, float]], None]
+OURS = "sft.json"
+APART = 1e-3  # of the largest logit: rounding is far below it, a neighbour that is seen far above
+
+
+def sft(
+    examples: Sequence[Example],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    settings: SftTrain,
+    folder: Path,
+    *,
+    seed: int,
+    compute: torch.dtype,
+    stop: Stop,
+    on_log: OnLog,
+) -> PreTrainedModel:
+    """Train on examples, from the newest whole checkpoint in `folder` on; -> the model, adapters merged.
+
+    An example is {"prompt", "completion"}, both texts or both lists of messages, or {"messages"}. The weights
+    stay float32; products run in `compute`. `on_log(update, metrics)` is called once an update, in the main
+    process: loss (nats a token), grad_norm, learning_rate, entropy, mean_token_accuracy, num_tokens, epoch.
+
+    Raises:
+        Stopped: `stop` asked; the update was finished and saved.
+        PosttrainError: examples, settings, model or the checkpoint in the folder do not fit each other.
+    """
+    adapters = _adapters(settings.lora)
+    with quiet(), own_accelerate(), _as_it_was(model):
+        data = reported(prepared(examples, tokenizer, settings, seed), len(examples), settings)
+        trainer = _Trainer(
+            model=model,
+            args=arguments(settings, folder, seed, compute),
+            train_dataset=data.select_columns(["input_ids", "labels"]),
+            processing_class=tokenizer,
+            peft_config=adapters,
+            callbacks=[_Watch(settings, stop, on_log)],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.keep, trainer.is_of = settings.keep, _fingerprint(data, settings, seed, compute)
+        if settings.packing and not keeps_apart(trainer.model, trainer.data_collator, compute):
+            raise PosttrainError(
+                f"packing: the model's attention ({model.config._attn_implementation}) lets packed examples "
+                "see each other; set packing to false"
+            )
+        trainer.train(resume_from_checkpoint=trainer.newest())
+        if trainer.state.global_step < trainer.state.max_steps:
+            raise Stopped(stop.signal)
+        if adapters is not None:
+            merged: Any = trainer.accelerator.unwrap_model(trainer.model)
+            merged.merge_and_unload().requires_grad_(True)  # peft had frozen all but the adapters
+    return model.eval()
+
+
+def keeps_apart(model: Any, collator: Any, compute: torch.dtype) -> bool:
+    """Whether the second of two packed examples is read alike whatever stands in the first."""
+    vocabulary, device = model.config.get_text_config().vocab_size, model.device
+    was, logits = model.training, []
+    model.eval()
+    for first in range(2):
+        ids = [(first * 5 + i) % vocabulary for i in range(5)] + [(11 + i) % vocabulary for i in range(4)]
+        batch = collator([{"input_ids": ids, "labels": ids, "seq_lengths": [5, 4]}])
+        batch = {
+            k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items() if k != "labels"
+        }
+        with torch.no_grad(), torch.autocast(device.type, compute, enabled=compute != torch.float32):
+            logits.append(model(**batch, use_cache=False).logits[0, 5:].float())
+    model.train(was)
+    return bool((logits[0] - logits[1]).abs().max() <= APART * logits[0].abs().max())
+
+
+class _Trainer(Trainer):
+    """SFTTrainer whose checkpoints are written aside, named step-000007 and renamed when whole."""
+
+    keep = 1
+    is_of = ""
+    _aside: Path | None = None
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(str(self.args.output_dir))
+        name = f"step-{self.state.global_step:06d}"
+        self._aside = aside = folder / f".{name}"
+        if self.is_world_process_zero():
+            for left in folder.glob(".step-*"):  # half-written when the process was killed
+                shutil.rmtree(left, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+        self._aside = None
+        self.accelerator.wait_for_everyone()  # every process writes its own random state
+        if self.is_world_process_zero():
+            (made,) = aside.glob("checkpoint-*")
+            (made / OURS).write_text(json.dumps({"is_of": self.is_of, "tokens": self._total_train_tokens}))
+            shutil.rmtree(folder / name, ignore_errors=True)
+            made.rename(folder / name)
+            aside.rmdir()
+            for old in found(folder)[: -self.keep]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def newest(self) -> str | None:
+        """The newest whole checkpoint, of the same data and settings; its token count is taken over."""
+        saved = found(Path(str(self.args.output_dir)))
+        if not saved:
+            return None
+        ours = json.loads((saved[-1] / OURS).read_text())
+        if ours["is_of"] != self.is_of:
+            raise PosttrainError(
+                f"{saved[-1]} was trained on other examples or with other settings; delete it, or take "
+                "another folder"
+            )
+        self._total_train_tokens = ours["tokens"]
+        return str(saved[-1])
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._aside or self.args.output_dir)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        policy: Any = self.model
+        tied = policy.all_tied_weights_keys  # saved once, under the name of the other
+        missing = [key for key in load_result.missing_keys if key not in tied]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
+
+
+class _Watch(TrainerCallback):
+    """Saves when it is time or a stop was asked, and hands the metrics on."""
+
+    def __init__(self, settings: SftTrain, stop: Stop, on_log: OnLog):
+        self.every, self.stop, self.tell = settings.checkpoint_every, stop, on_log
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if any(gather_object([self.stop.asked])):
+            control.should_training_stop = control.should_save = True
+        if state.global_step >= state.max_steps or (self.every and state.global_step % self.every == 0):
+            control.should_save = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if "loss" in logs and state.is_world_process_zero:  # not the summary at the end
+            self.tell(state.global_step, dict(logs))
+
+
+def found(folder: Path) -> list[Path]:
+    """The whole checkpoints in `folder`, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if (path / OURS).is_file())
+
+
+@contextmanager
+def _as_it_was(model: Any) -> Iterator[None]:
+    """Take off what the trainers hang on a model: a forward (TRL's loss, autocast), checkpointing, hooks."""
+    forward, hooks = model.__dict__.get("forward"), model.get_input_embeddings()._forward_hooks
+    known = set(hooks)
+    try:
+        yield
+    finally:
+        if model.is_gradient_checkpointing:
+            model.gradient_checkpointing_disable()
+        for key in hooks.keys() - known:
+            del hooks[key]
+        model.__dict__.pop("forward", None)
+        if forward is not None:
+            model.forward = forward
+
+
+def _adapters(lora: Lora | None) -> Any:
+    if lora is None:
+        return None
+    try:
+        from peft import LoraConfig  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise PosttrainError("lora needs peft; run: pip install peft") from None
+    how: dict[str, Any] = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, **how)
+
+
+def _fingerprint(data: Dataset, settings: SftTrain, seed: int, compute: torch.dtype) -> str:
+    """Of all that a checkpoint hangs on, so that none is continued as something else."""
+    same = settings.model_dump(exclude={"checkpoint_every", "keep"})
+    digest = hashlib.sha256(json.dumps([same, seed, str(compute)]).encode())
+    for row in data:
+        digest.update(json.dumps(row).encode())
+    return digest.hexdigest()
