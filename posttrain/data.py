@@ -10,9 +10,9 @@ import itertools
 import json
 import logging
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from posttrain.recipe import GENERATOR, HUB, Data, Source, columns_in, fill
 from posttrain.types import Message, PosttrainError, Prompt
@@ -21,6 +21,7 @@ from posttrain.words import did_you_mean
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
+T = TypeVar("T")
 
 # Rewards receive these by keyword from us, so a column of the same name cannot reach them.
 RESERVED = ("prompts", "completions", "completion_ids")
@@ -34,48 +35,114 @@ def load(data: Data) -> tuple[list[Prompt], list[Prompt]]:
     Raises:
         PosttrainError: a source that cannot be read, a column that is not there, or nothing left on a side.
     """
-    train = _prompts(data, data.train, "train")
-    drawn = _prompts(data, data.heldout, "heldout")
+    train = [
+        _prompt(data, row, f"{side}-{i}", f"data.{side}, row {i}", source.prompt)
+        for source, side in _train(data)
+        for i, row in enumerate(_some(source, side))
+    ]
+    heldout = _heldout(data)
+    kept = _apart(train, [prompt.question for prompt in train], heldout)
+    return _same_columns(kept), list(heldout.values())
+
+
+def examples(data: Data, completion: str) -> tuple[list[Row], list[Prompt]]:
+    """Load (train, heldout) for supervised fine-tuning: examples as `train.sft.sft` takes them, and prompts.
+
+    A row's `messages`, a whole conversation, is taken as it is. Other rows are a prompt, read as `load` does,
+    and the `completion` template filled with their columns; without chat, a row of both texts is ready too.
+    Held-out prompts are distinct, and no example has one of them; what is dropped is logged.
+
+    Raises:
+        PosttrainError: as `load`.
+    """
+    made, asked = [], []
+    unjudged = data.model_copy(update={"answer": None})  # what is to be written stands in the row
+    for source, side in _train(data):
+        for i, row in enumerate(_some(source, side)):
+            example, question = _example(unjudged, row, f"data.{side}, row {i}", source.prompt, completion)
+            made.append(example)
+            asked.append(question)
+    heldout = _heldout(data)
+    return _apart(made, asked, heldout), list(heldout.values())
+
+
+def _example(data: Data, row: Row, where: str, template: str | None, completion: str) -> tuple[Row, str]:
+    """An example, and the question that it answers."""
+    if isinstance(row.get("messages"), list):
+        messages = _messages(row["messages"], where)
+        asked = [message for message in messages if message["role"] != "assistant"]
+        return {"messages": messages}, Prompt("", asked, None).question
+    if not data.chat and all(isinstance(row.get(key), str) for key in ("prompt", "completion")):
+        return {key: row[key] for key in ("prompt", "completion")}, row["prompt"]
+    prompt = _prompt(data, row, "", where, template)
+    texts = {name: _cell(row, name, where, "completion") for name in columns_in(completion)}
+    answer: Any = fill(completion, texts)
+    if isinstance(prompt.content, list):
+        answer = [{"role": "assistant", "content": answer}]
+    return {"prompt": prompt.content, "completion": answer}, prompt.question
+
+
+def _train(data: Data) -> list[tuple[Source, str]]:
+    """The sources of rows to train on, and what a row of each is called."""
+    return [(data.train, "train"), *((source, f"also.{i}") for i, source in enumerate(data.also))]
+
+
+def _heldout(data: Data) -> dict[str, Prompt]:
+    """The held-out prompts by what makes them distinct."""
+    rows = _some(data.heldout, "heldout")
+    drawn = [
+        _prompt(data, row, f"heldout-{i}", f"data.heldout, row {i}", data.heldout.prompt)
+        for i, row in enumerate(rows)
+    ]
     heldout: dict[str, Prompt] = {}
-    for prompt in drawn:
-        heldout.setdefault(_key(prompt), prompt)
-    kept = [p for p in train if _key(p) not in heldout]
-    if not kept:
-        raise PosttrainError(
-            f"data: all {len(train)} train rows are among the {len(heldout)} held-out ones; "
-            "make the task larger, or name other rows for one of them"
-        )
+    for prompt in _same_columns(drawn):
+        heldout.setdefault(_key(prompt.question), prompt)
     if len(heldout) < len(drawn):
         log.warning(
             "dropped %d of %d held-out rows: they repeat others", len(drawn) - len(heldout), len(drawn)
         )
-    if len(kept) < len(train):
-        log.warning("dropped %d of %d train rows: they are held out", len(train) - len(kept), len(train))
-    return kept, list(heldout.values())
+    return heldout
 
 
-def _key(prompt: Prompt) -> str:
-    return " ".join(prompt.question.split()).casefold()
+def _apart(rows: list[T], asked: Sequence[str], heldout: Mapping[str, Prompt]) -> list[T]:
+    """The rows whose question is not held out."""
+    kept = [row for row, question in zip(rows, asked, strict=True) if _key(question) not in heldout]
+    if not kept:
+        raise PosttrainError(
+            f"data: all {len(rows)} train rows are among the {len(heldout)} held-out ones; "
+            "make the task larger, or name other rows for one of them"
+        )
+    if len(kept) < len(rows):
+        log.warning("dropped %d of %d train rows: they are held out", len(rows) - len(kept), len(rows))
+    return kept
 
 
-def _prompts(data: Data, source: Source, side: str) -> list[Prompt]:
+def _key(question: str) -> str:
+    return " ".join(question.split()).casefold()
+
+
+def _some(source: Source, side: str) -> list[Row]:
     rows = list(itertools.islice(_rows(source, f"data.{side}"), source.size))
     if not rows:
         raise PosttrainError(f"data.{side}: {source.source} holds no rows")
-    prompts = [_prompt(data, row, f"{side}-{i}", f"data.{side}, row {i}") for i, row in enumerate(rows)]
-    # A reward gets None for a column that a row lacks, whatever rows it is called with.
+    return rows
+
+
+def _same_columns(prompts: list[Prompt]) -> list[Prompt]:
+    """A reward gets None for a column that a row lacks, whatever rows it is called with."""
     columns = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
     return [dataclasses.replace(prompt, columns=columns | prompt.columns) for prompt in prompts]
 
 
-def _prompt(data: Data, row: Row, id: str, where: str) -> Prompt:
+def _prompt(data: Data, row: Row, id: str, where: str, template: str | None) -> Prompt:
     ready = row.get("prompt")
     if isinstance(ready, list):  # chat messages, used as they are
         content: str | list[Message] = _messages(ready, where)
     else:
-        columns = {name: data.question if name == "question" else name for name in columns_in(data.prompt)}
+        template = template or data.prompt
+        columns = {name: data.question if name == "question" else name for name in columns_in(template)}
         texts = {name: _cell(row, column, where, "data.prompt") for name, column in columns.items()}
-        content = fill(data.prompt, texts)
+        content = fill(template, texts)
         if data.chat:
             system: list[Message] = [{"role": "system", "content": data.system}] if data.system else []
             content = [*system, {"role": "user", "content": content}]

@@ -9,7 +9,7 @@ import copy
 import importlib.util
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,14 +86,61 @@ def resolve(name: str) -> str:
     )
 
 
-def load(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """Load a policy and its tokenizer; the tokenizer always has a pad token."""
+def load(
+    name: str, dtype: torch.dtype = torch.float32, *, tokens: Sequence[str] = (), layers: int | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Load a policy and its tokenizer; the tokenizer always has a pad token.
+
+    Args:
+        tokens: texts that become one token each, where they are not yet. They are no special tokens: decoding
+            keeps them. layers: keep only so many, evenly spread.
+
+    Raises:
+        PosttrainError: no such model, or it has fewer layers.
+    """
     where = resolve(name)
     model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype)
     tokenizer = AutoTokenizer.from_pretrained(where)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if layers is not None:
+        _keep_layers(model, layers)
+    _add_tokens(model, tokenizer, tokens)
     return model, tokenizer
+
+
+def _keep_layers(model: PreTrainedModel, count: int) -> None:
+    """Drop layers until `count` are left: the first, the last, and evenly spread ones between."""
+    body: Any = model.base_model
+    layers, config = list(body.layers), model.config.get_text_config()
+    if not 1 <= count <= len(layers):
+        raise PosttrainError(f"model.layers is {count}; the model has {len(layers)}")
+    kept = [round(i * (len(layers) - 1) / max(1, count - 1)) for i in range(count)]
+    body.layers = torch.nn.ModuleList(layers[i] for i in kept)
+    for place, layer in enumerate(layers[i] for i in kept):
+        layer.self_attn.layer_idx = place  # where its keys and values are in the cache
+    config.num_hidden_layers = count
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[i] for i in kept]
+
+
+def _add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tokens: Sequence[str]) -> None:
+    """Each new token starts as the mean of the tokens that its text was until now."""
+    known = tokenizer.get_vocab()
+    pieces = {
+        token: tokenizer.encode(token, add_special_tokens=False) for token in tokens if token not in known
+    }
+    if not pieces:
+        return
+    tokenizer.add_tokens(list(pieces))
+    embeddings: Any = model.get_input_embeddings()
+    if len(tokenizer) > embeddings.num_embeddings:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    tables: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
+    with torch.no_grad():
+        for weight in {id(table.weight): table.weight for table in tables}.values():  # one where tied
+            for token, old in pieces.items():
+                weight[tokenizer.convert_tokens_to_ids(token)] = weight[old].mean(0)
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> list[int]:

@@ -34,6 +34,10 @@ class Model(Section):
     """`smollm2-135m`, `tiny`, a local folder or a Hub id; in a recipe of stages also `stage:NAME`."""
     compute: Literal["auto", "bfloat16", "float32"] = "auto"
     """What matrix products run in; the master weights are float32 whatever is said here."""
+    tokens: Annotated[tuple[Text, ...], Field(strict=False)] = ()
+    """Texts such as <think> that become one token each where they are not yet; they stay readable text."""
+    layers: Count | None = None
+    """Only so many of the model's layers, evenly spread, first and last among them: a small student."""
 
 
 class Source(Section):
@@ -47,6 +51,8 @@ class Source(Section):
     """
 
     source: Text
+    prompt: Text | None = None
+    """For these rows instead of data.prompt."""
     args: dict[str, Any] = Field(default_factory=dict)
     size: Count | None = None
     seed: Whole | None = None
@@ -86,6 +92,8 @@ class Data(Section):
     train: Source
     heldout: Source
     """Takes source, config, revision and args from `train` where it names no source of its own."""
+    also: Annotated[tuple[Source, ...], Field(strict=False)] = ()
+    """More rows to train on, such as those of another task."""
     prompt: Text = "{question}"
     """What the model reads; {column} stands for a column of the row, {{column}} for the word in braces."""
     system: Text | None = None
@@ -211,16 +219,19 @@ class Train(Section):
         return self
 
 
-class Evaluate(Section):
-    every: Whole = 10
-    """In steps; 0: only before and after."""
+class Evaluation(Section):
     form: Form | None = "the_answer_is"
     """The form that counts as strictly right; null: what the first reward says."""
     max_tokens: Count | None = None
-    """null: as in sampling."""
+    """null: as in sampling; 128 for a stage that draws nothing."""
     samples: Whole = 4
     """Sampled completions a prompt beside the greedy one."""
     temperature: Positive = 1.0
+
+
+class Evaluate(Evaluation):
+    every: Whole = 10
+    """In steps; 0: only before and after."""
 
 
 class Stage(Section):
@@ -269,10 +280,8 @@ Rewards = Annotated[tuple[Reward, ...], Field(min_length=1), *_LIST]
 Trackers = Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], *_LIST]
 
 
-class Recipe(Stage):
-    """The whole file. See recipes/ for examples and the sections' classes for what each key means."""
-
-    gives: ClassVar[Literal["model", "rows"] | None] = "model"
+class Judged(Stage):
+    """A stage in which a model answers prompts, and rewards judge what it wrote."""
 
     model: Model
     data: Data
@@ -282,6 +291,13 @@ class Recipe(Stage):
     """Seconds that one call of a reward function may take."""
     reward_workers: Count = 1
     """Processes that share each reward's rows, whole groups each; every one of them loads the rewards."""
+
+
+class Recipe(Judged):
+    """Reinforcement learning (GRPO). See recipes/ for examples and the sections' classes for each key."""
+
+    gives: ClassVar[Literal["model", "rows"] | None] = "model"
+
     sampling: Sampling = Sampling()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()

@@ -17,41 +17,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from posttrain import settings
-from posttrain.recipe import (
-    STAGE,
-    Count,
-    Data,
-    Evaluate,
-    Model,
-    Positive,
-    Recipe,
-    Rewards,
-    Sampling,
-    Source,
-    Stage,
-    locate,
-)
+from posttrain.kinds import KINDS
+from posttrain.recipe import STAGE, Model, Recipe, Source, Stage, locate
 from posttrain.settings import Loc, Section, Values, dotted
 from posttrain.types import PosttrainError
 from posttrain.words import did_you_mean
-
-
-class Eval(Stage):
-    """A model's accuracy on held-out rows; it learns nothing."""
-
-    model: Model
-    data: Data
-    rewards: Rewards
-    """The first one says what is right."""
-    reward_deadline: Positive = 10.0
-    """Seconds that one call of a reward function may take."""
-    reward_workers: Count = 1
-    """Processes that share each reward's rows, whole groups each; every one of them loads the rewards."""
-    sampling: Sampling = Sampling()
-    evaluate: Evaluate = Evaluate()
-
-
-KINDS: dict[str, type[Stage]] = {"grpo": Recipe, "eval": Eval}
 
 _HEAD = ("name", "output", "stages")  # of the recipe itself; every other key at the top is shared
 _NAME = re.compile(r"[^\W\d][\w-]{0,63}")  # no dot and no digit first: overrides address stages by name

@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Literal
 import pytest
 
 from posttrain import content
+from posttrain.kinds import KINDS, Eval
 from posttrain.recipe import Recipe, Sampling, Source, Stage, load_recipe
-from posttrain.stages import KINDS, Eval, Staged, dump, kind_of, load_stages, references
+from posttrain.stages import Staged, dump, kind_of, load_stages, references
 from posttrain.types import PosttrainError
 
 RECIPE = """\
@@ -166,7 +167,7 @@ def test_shared_section_without_a_reader(tmp_path: Path) -> None:
         ("name: second\n    kind: grpo", "kind: grpo", "recipe.yaml:16: stages.1.name: is missing"),
         ("kind: eval", "kind: evla", "recipe.yaml:23: stages.2.kind: no kind 'evla'; did you mean 'eval'?"),
         ("kind: eval", "kind: [x]", "recipe.yaml:23: stages.2.kind: no kind ['x']"),
-        ("    kind: eval\n", "", "recipe.yaml:22: stages.2.kind: is missing; the kinds are grpo, eval"),
+        ("    kind: eval\n", "", "recipe.yaml:22: stages.2.kind: is missing; the kinds are sft, grpo"),
         ("kind: eval", "kind: eval\n    output: x", "recipe.yaml:24: stages.2.output: a stage's folder"),
         ("name: two", "name: a/b", "recipe.yaml:1: name: names a folder"),
         ("name: two\n", "", "name: is missing"),

@@ -21,9 +21,9 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
+from posttrain.kinds import Lora, SftTrain
 from posttrain.stop import Stop, Stopped
 from posttrain.train.sft_data import Example, Trainer, arguments, own_accelerate, prepared, quiet, reported
-from posttrain.train.sft_settings import Lora, SftTrain
 from posttrain.types import PosttrainError
 
 OnLog = Callable[[int, dict[str, float]], None]
@@ -192,11 +192,12 @@ def _adapters(lora: Lora | None) -> Any:
     if lora is None:
         return None
     try:
-        from peft import LoraConfig  # pyright: ignore[reportMissingImports]
+        from peft import LoraConfig
     except ImportError:
         raise PosttrainError("lora needs peft; run: pip install peft") from None
     how: dict[str, Any] = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, **how)
+    how |= {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
+    return LoraConfig(**how)
 
 
 def _fingerprint(data: Dataset, settings: SftTrain, seed: int, compute: torch.dtype) -> str:

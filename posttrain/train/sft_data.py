@@ -19,7 +19,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from posttrain.train.sft_settings import SftTrain
+from posttrain.kinds import SftTrain
 from posttrain.types import PosttrainError
 
 Example = dict[str, Any]

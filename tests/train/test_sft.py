@@ -21,11 +21,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
+from posttrain.kinds import Lora, SftTrain
 from posttrain.stop import Stopped
 from posttrain.train import sft as module
 from posttrain.train.sft import found, keeps_apart, sft
 from posttrain.train.sft_data import prepared, shown
-from posttrain.train.sft_settings import Lora, SftTrain
 from posttrain.types import PosttrainError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -404,7 +404,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from posttrain.stop import Stopped
 from posttrain.train.sft import sft
-from posttrain.train.sft_settings import SftTrain
+from posttrain.kinds import SftTrain
 
 folder, rows, asks = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "asks"
 stop = SimpleNamespace(asked=False, signal=15)
