@@ -36,8 +36,8 @@ class Held:
     def __init__(self, job: Job, settings: Any, rows: list[Any]):
         from posttrain import models
         from posttrain.evaluate.harness import judge_specs
-        from posttrain.pipeline import engine_for
         from posttrain.rewards import Rewards, RewardSpec
+        from posttrain.session import engine_for
         from posttrain.train.logprobs import Policy
 
         self.settings, self.rows, first = settings, rows, settings.rewards[0]

@@ -31,7 +31,7 @@ def _prompts(job: Job, tokenizer: Any) -> list[list[int]]:
 def _posttrain(job: Job, gate: Gate, folder: Path) -> None:
     from posttrain import models
     from posttrain.memory import settle
-    from posttrain.pipeline import engine_for
+    from posttrain.session import engine_for
     from posttrain.train.logprobs import Policy
     from posttrain.types import Sampling
 

@@ -78,8 +78,8 @@ def posttrain_loop(job: Job, settings: Any) -> Any:
 
     from posttrain import data, models
     from posttrain.memory import settle
-    from posttrain.pipeline import engine_for
     from posttrain.rewards import Rewards
+    from posttrain.session import engine_for
     from posttrain.train.grpo import GRPO, State
     from posttrain.train.logprobs import Policy
     from posttrain.train.optimizer import adamw

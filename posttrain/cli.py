@@ -13,12 +13,15 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from posttrain import __version__, content
 from posttrain.stop import Stopped
 from posttrain.types import PosttrainError
 from posttrain.words import did_you_mean
+
+if TYPE_CHECKING:
+    from posttrain.stages import Staged
 
 EPILOG = """\
 posttrain ls                                        what ships
@@ -93,7 +96,15 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--profile", action="store_true", help="time each phase of the steps; writes profile.txt, trace.json"
     )
+    run.add_argument(
+        "--from", dest="start", metavar="stage", help="run this stage and all after it again, done or not"
+    )
+    run.add_argument("--until", metavar="stage", help="the last stage to run")
     run.set_defaults(act=_run)
+
+    status = commands.add_parser("status", help="say what a run's folder holds, and what is still to do")
+    status.add_argument("folder", type=Path, help="the run's folder")
+    status.set_defaults(act=_status)
 
     report = commands.add_parser("report", help="write a run's report.html again")
     report.add_argument("folder", type=Path, help="the run's folder")
@@ -159,10 +170,16 @@ def _cp(args: argparse.Namespace) -> None:
     print(dest)
 
 
-def _run(args: argparse.Namespace) -> None:
-    from posttrain.recipe import load_recipe
+def _run(args: argparse.Namespace) -> int:
+    from posttrain.recipe import Recipe
+    from posttrain.stages import load_stages
 
-    recipe = load_recipe(args.recipe, args.overrides)  # refused before anything heavy is imported
+    staged = load_stages(args.recipe, args.overrides)  # refused before anything heavy is imported
+    recipe = staged.single
+    if not isinstance(recipe, Recipe):
+        return _run_stages(args, staged)
+    if args.start or args.until:
+        raise PosttrainError("--from and --until name stages, and the recipe is a single one")
     if args.dry_run:
         from posttrain.estimate import dry_run
 
@@ -183,14 +200,65 @@ def _run(args: argparse.Namespace) -> None:
             print(summary(folder))
             if args.profile and (folder / TABLE).is_file():
                 print("", (folder / TABLE).read_text(), sep="\n", end="")
+    return 0
+
+
+def _run_stages(args: argparse.Namespace, staged: Staged) -> int:
+    from posttrain.plan import plan
+
+    planned = plan(staged, args.start, args.until)
+    if args.dry_run:
+        from posttrain.estimate import dry_run_stages
+
+        print(dry_run_stages(staged, planned))
+        return 0
+    if all(one.state == "done" for one in planned):
+        logging.warning("%s: every stage is done already: nothing to do", staged.output)
+    else:
+        from posttrain.pipeline import run_stages
+
+        try:
+            run_stages(staged, args.start, args.until, args.profile)
+        except Stopped as stopped:
+            again = "the same command without --from" if args.start else "the same command"
+            print(f"stopped, and saved; {again} goes on from there", file=sys.stderr)
+            return 128 + stopped.signal
+    if _speaks():
+        from posttrain.plan import status
+
+        print(status(staged.output))
+    return 0
+
+
+def _status(args: argparse.Namespace) -> None:
+    _is_there(args.folder)
+    if _holds_stages(args.folder):
+        from posttrain.plan import status
+
+        print(status(args.folder))
+    else:
+        from posttrain.evaluate.summary import summary
+
+        print(summary(args.folder))
 
 
 def _report(args: argparse.Namespace) -> None:
-    if not args.folder.is_dir():
-        raise PosttrainError(f"no folder {args.folder}; name the folder of a run, such as runs/demo")
+    _is_there(args.folder)
     from posttrain.evaluate.report import write_report
 
     print(write_report(args.folder))
+
+
+def _is_there(folder: Path) -> None:
+    if not folder.is_dir():
+        raise PosttrainError(f"no folder {folder}; name the folder of a run, such as runs/demo")
+
+
+def _holds_stages(folder: Path) -> bool:
+    from posttrain.stages import load_stages
+
+    recipe = folder / "recipe.yaml"
+    return recipe.is_file() and load_stages(str(recipe)).single is None
 
 
 def _reward_check(args: argparse.Namespace) -> int:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from posttrain import data, models
-from posttrain.recipe import Recipe, dump_recipe
+from posttrain.kinds import Export, Sft
+from posttrain.plan import Planned
+from posttrain.recipe import STAGE, Judged, Model, Recipe, Stage, dump_recipe
+from posttrain.stages import Staged, dump, kind_of
 from posttrain.train.logprobs import BLOCK, KEEP
 
 GIB = 2**30
@@ -16,47 +20,84 @@ INTERPRETER = 0.9  # GiB that Python, torch, transformers and the tokenizer take
 
 def dry_run(recipe: Recipe) -> str:
     """The resolved recipe, the rows, rollouts and tokens a step, and an estimate of memory, as text."""
-    parameters, config = models.size(recipe.model.name)
+    parameters, config = models.size(recipe.model.name, recipe.model.layers)
     train, heldout = data.load(recipe.data)
-    s, t = recipe.sampling, recipe.train
-    rollouts = t.prompts * s.completions
-    memory = estimate(recipe, parameters, config)
-    parts = ", ".join(f"{name} {gib:.2f}" for name, gib in memory.items())
+    t = recipe.train
     lines = [
         dump_recipe(recipe).rstrip(),
         "",
         f"# model      {recipe.model.name}: {parameters / 1e6:.1f} M parameters",
         f"# rows       {len(train)} to train on, {len(heldout)} held out",
-        f"# a step     {t.prompts} prompts x {s.completions} completions = {rollouts} rollouts, "
-        f"at most {rollouts * s.max_tokens} tokens"
-        + (f"; up to {t.rounds} rounds of dynamic sampling" if t.rounds > 1 else ""),
+        f"# a step     {_step(recipe)}",
         f"# the run    {t.steps} steps, {t.steps * t.inner} updates, results in {recipe.output}",
-        f"# memory     about {sum(memory.values()):.1f} GiB ({parts})",
+        f"# memory     {_memory(estimate(recipe, parameters, config))}",
     ]
     return "\n".join(lines)
 
 
-def estimate(recipe: Recipe, parameters: int, config: Any) -> dict[str, float]:
-    """Peak memory in GiB by what holds it.
+def dry_run_stages(staged: Staged, planned: Sequence[Planned]) -> str:
+    """The resolved recipe, what would be done with each stage and why, and what each takes, as text.
 
-    Activations: what a transformer layer keeps for its backward pass is close to 34 bytes a token and hidden
-    unit in 16 bits with 2 bytes an element (Korthikanti et al., arXiv 2205.05198, section 4, without its
-    attention term), scaled by this model's feed-forward width; twice that in float32.
+    Raises:
+        PosttrainError: a base model that cannot be had.
     """
+    lines = [dump(staged).rstrip(), ""]
+    for place, one in enumerate(planned, 1):
+        stage = one.stage
+        lines.append(f"# {place}. {stage.name} ({kind_of(stage)}), {one.state} in {one.folder}")
+        lines += [f"#    {one.why}"] if one.why else []
+        model = _base(staged, stage)
+        parameters, config = models.size(model.name, model.layers)
+        lines.append(f"#    {model.name}: {parameters / 1e6:.1f} M parameters")
+        if isinstance(stage, Recipe):
+            lines.append(f"#    {stage.train.steps} steps, each {_step(stage)}")
+            lines.append(f"#    memory {_memory(estimate(stage, parameters, config))}")
+        elif isinstance(stage, Sft):
+            lines.append(f"#    memory {_memory(estimate_sft(stage, parameters, config))}")
+    return "\n".join(lines)
+
+
+def _base(staged: Staged, stage: Stage) -> Model:
+    """The model that a stage begins with, by the base model that its line of stages began with."""
+    model, layers = _model(stage), None
+    while True:
+        layers = model.layers if layers is None else layers
+        if not model.name.startswith(STAGE):
+            return model.model_copy(update={"layers": layers})
+        name = model.name.removeprefix(STAGE)
+        model = next(_model(earlier) for earlier in staged.stages if earlier.name == name)
+
+
+def _model(stage: Stage) -> Model:
+    assert isinstance(stage, (Judged, Export)), "every kind has a model"
+    return stage.model
+
+
+def _step(recipe: Recipe) -> str:
+    s, t = recipe.sampling, recipe.train
+    rollouts = t.prompts * s.completions
+    more = f"; up to {t.rounds} rounds of dynamic sampling" if t.rounds > 1 else ""
+    what = f"{t.prompts} prompts x {s.completions} completions = {rollouts} rollouts"
+    return f"{what}, at most {rollouts * s.max_tokens} tokens{more}"
+
+
+def _memory(memory: dict[str, float]) -> str:
+    parts = ", ".join(f"{name} {gib:.2f}" for name, gib in memory.items())
+    return f"about {sum(memory.values()):.1f} GiB ({parts})"
+
+
+def estimate(recipe: Recipe, parameters: int, config: Any) -> dict[str, float]:
+    """Peak memory in GiB by what holds it."""
     text = config.get_text_config()
     compute = models.compute_type(recipe.model.compute)
     width = torch.finfo(compute).bits // 8
     layers, hidden = text.num_hidden_layers, text.hidden_size
-    inner = getattr(text, "intermediate_size", None) or 4 * hidden
     heads = text.num_attention_heads
     kv = (getattr(text, "num_key_value_heads", None) or heads) * (
         getattr(text, "head_dim", None) or hidden // heads
     )
     s, t = recipe.sampling, recipe.train
     rows = max(t.prompts * s.completions, 128)
-    one_layer = width * (13 * hidden + 6 * inner)
-    # With checkpointing a layer keeps its input, and one layer at a time the rest.
-    per_token = 4 * hidden * layers + one_layer if t.activation_checkpointing else layers * one_layer
     memory = {
         "weights": 4 * parameters,
         "gradients": 4 * parameters,
@@ -64,9 +105,39 @@ def estimate(recipe: Recipe, parameters: int, config: Any) -> dict[str, float]:
         "engine's copy": 0 if compute == torch.float32 else width * parameters,
         "merged copies": width * parameters,
         "cache": 2 * layers * kv * width * min(rows, 128) * (s.max_tokens + 128),
-        "activations": t.tokens * per_token,
+        "activations": t.tokens * _kept(text, width, t.activation_checkpointing),
         "logits": min(KEEP, t.tokens * text.vocab_size * width) + 3 * 4 * BLOCK * text.vocab_size,
     }
     if t.beta:
         memory["reference"] = (4 + width) * parameters
     return {"interpreter": INTERPRETER} | {name: size / GIB for name, size in memory.items() if size}
+
+
+def estimate_sft(stage: Sft, parameters: int, config: Any) -> dict[str, float]:
+    """Peak memory in GiB by what holds it, with every row as long as `max_length` allows."""
+    text, t = config.get_text_config(), stage.train
+    width = torch.finfo(models.compute_type(stage.model.compute)).bits // 8
+    tokens = t.rows * t.max_length
+    learnt = parameters if t.lora is None else 0  # adapters are a percent or so
+    memory = {
+        "weights": 4 * parameters,
+        "gradients": 4 * learnt,
+        "optimizer": 8 * learnt,
+        "cast weights": 0 if width == 4 else width * parameters,
+        "activations": tokens * _kept(text, width, t.activation_checkpointing),
+        "logits": tokens * text.vocab_size * (width + 4 + 4),
+    }
+    return {"interpreter": INTERPRETER} | {name: size / GIB for name, size in memory.items() if size}
+
+
+def _kept(text: Any, width: int, checkpointing: bool) -> int:
+    """Bytes a token that the layers keep for their backward pass.
+
+    Close to 34 bytes a layer and hidden unit in 16 bits (Korthikanti et al., arXiv 2205.05198, section 4,
+    without its attention term), scaled by this model's feed-forward width; twice that in float32.
+    """
+    inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    one_layer = width * (13 * text.hidden_size + 6 * inner)
+    # With checkpointing a layer keeps its input, and one layer at a time the rest.
+    layers = text.num_hidden_layers
+    return 4 * text.hidden_size * layers + one_layer if checkpointing else layers * one_layer

@@ -23,8 +23,6 @@ from posttrain.recipe import (
 from posttrain.settings import Section, Wrong
 from posttrain.words import did_you_mean
 
-Gives = ClassVar[Literal["model", "rows"] | None]
-
 
 class Eval(Judged):
     """A model's accuracy on held-out rows; it learns nothing."""
@@ -78,7 +76,7 @@ class SftTrain(Section):
 class Sft(Judged):
     """Supervised fine-tuning on rows that hold what to write."""
 
-    gives: Gives = "model"
+    gives: ClassVar[Literal["model", "rows"] | None] = "model"
 
     completion: Text = "{completion}"
     """What the model shall write; {column} stands for a column of the row."""
@@ -105,7 +103,7 @@ class Keep(Section):
 class Sample(Judged):
     """Rejection sampling: completions of the train rows' prompts, of which the good ones become rows."""
 
-    gives: Gives = "rows"
+    gives: ClassVar[Literal["model", "rows"] | None] = "rows"
 
     sampling: Sampling = Sampling()
     keep: Keep = Keep()
@@ -125,7 +123,7 @@ class Sample(Judged):
 class Export(Stage):
     """A model as a plain Hugging Face folder in the type that it will be served in."""
 
-    gives: Gives = "model"
+    gives: ClassVar[Literal["model", "rows"] | None] = "model"
 
     model: Model
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"

@@ -158,9 +158,14 @@ def frozen_copy(policy: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return copied.to(dtype).requires_grad_(False)
 
 
-def size(name: str) -> tuple[int, Any]:
-    """Parameter count and config of a model, without its weights."""
+def size(name: str, layers: int | None = None) -> tuple[int, Any]:
+    """Parameter count and config of a model, without its weights; `layers` as in `load`."""
     config = AutoConfig.from_pretrained(resolve(name))
+    if layers is not None:
+        text = config.get_text_config()
+        text.num_hidden_layers = layers
+        if getattr(text, "layer_types", None):
+            text.layer_types = text.layer_types[:layers]
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     return sum(p.numel() for p in model.parameters()), config

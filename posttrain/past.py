@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import content
+from posttrain.files import replace_text
 from posttrain.recipe import Recipe, load_recipe
-from posttrain.rewards import locate
+from posttrain.rewards import Spec, locate
 from posttrain.types import PosttrainError, Prompt
 
 try:
@@ -29,17 +30,18 @@ except ImportError:  # Windows
 log = logging.getLogger(__name__)
 
 RECORDS = ("metrics.jsonl", "samples.jsonl")
+Row = dict[str, Any]
 
 
 def finished(recipe: Recipe) -> bool:
     """Whether the run of this very recipe has been made to its end."""
     folder = Path(recipe.output)
-    if "after" not in (_result(folder) or {}) or not (folder / "recipe.yaml").is_file():
+    if "after" not in (result_of(folder) or {}) or not (folder / "recipe.yaml").is_file():
         return False
     return load_recipe(str(folder / "recipe.yaml")) == recipe
 
 
-def _result(folder: Path) -> dict[str, Any] | None:
+def result_of(folder: Path) -> dict[str, Any] | None:
     try:
         return json.loads((folder / "result.json").read_text())
     except FileNotFoundError:
@@ -66,7 +68,7 @@ def before(folder: Path, recipe: Recipe, resume: bool) -> dict[str, Any] | None:
             f"{folder} holds a run of another recipe ({_difference(then, recipe)}); "
             "resume with what it was started with, or start beside it with output=OTHER"
         )
-    return _result(folder)
+    return result_of(folder)
 
 
 def _difference(before: Recipe, now: Recipe) -> str:
@@ -116,10 +118,12 @@ def held(folder: Path) -> Iterator[None]:
         os.close(place)
 
 
-def fingerprint(train: Sequence[Prompt], heldout: Sequence[Prompt], recipe: Recipe) -> dict[str, str]:
+def fingerprint(
+    train: Sequence[Prompt] | Sequence[Row], heldout: Sequence[Prompt], rewards: Sequence[Spec]
+) -> dict[str, str]:
     """What a run reads beside its recipe and its model, with a short hash each: rows, own rewards' files."""
     found = {f"data.{side}": _rows(rows) for side, rows in (("train", train), ("heldout", heldout))}
-    for place, reward in enumerate(recipe.rewards):
+    for place, reward in enumerate(rewards):
         source = locate(reward.use, reward.args)
         if source.kind == "file" and not Path(source.place).is_relative_to(content.root()):
             digest = hashlib.sha256(Path(source.place).read_bytes()).hexdigest()
@@ -127,15 +131,17 @@ def fingerprint(train: Sequence[Prompt], heldout: Sequence[Prompt], recipe: Reci
     return found
 
 
-def _rows(rows: Sequence[Prompt]) -> str:
+def _rows(rows: Sequence[Prompt] | Sequence[Row]) -> str:
     digest = hashlib.sha256()
     for row in rows:
-        text = json.dumps(astuple(row), ensure_ascii=True, sort_keys=True, default=str)
+        text = json.dumps(
+            astuple(row) if isinstance(row, Prompt) else row, ensure_ascii=True, sort_keys=True, default=str
+        )
         digest.update(text.encode() + b"\n")
     return f"{len(rows)} rows, {digest.hexdigest()[:12]}"
 
 
-def refuse_changes(folder: Path, past: dict[str, Any], inputs: dict[str, str]) -> None:
+def refuse_changes(folder: str | Path, past: dict[str, Any], inputs: dict[str, str]) -> None:
     """Raise PosttrainError where what the run reads is not what it was."""
     then = past.get("inputs", {})
     changed = [
@@ -163,3 +169,14 @@ def rewind(folder: Path, records: dict[str, int]) -> None:
             os.truncate(folder / name, wanted)
         elif there < wanted:
             log.warning("%s has lost records that were there when the run was saved", folder / name)
+
+
+def forget_updates(folder: Path, records: dict[str, int], step: int) -> None:
+    """Keep what `lengths` said `records` for, and of what was written since, the updates up to `step`."""
+    metrics = folder / "metrics.jsonl"
+    written = metrics.read_bytes()
+    rewind(folder, records)
+    made = [line for line in written[records["metrics.jsonl"] :].splitlines(True) if line.endswith(b"\n")]
+    kept = [line for line in made if "heldout" not in (one := json.loads(line)) and one["step"] <= step]
+    if kept:
+        replace_text(metrics, (written[: records["metrics.jsonl"]] + b"".join(kept)).decode("utf-8"))

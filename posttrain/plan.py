@@ -25,6 +25,7 @@ from posttrain.stages import Staged, kind_of, load_stages, references, sources
 from posttrain.types import PosttrainError
 from posttrain.words import did_you_mean
 
+MODEL, ROWS = "model", "rows.jsonl"  # what a stage gives, in its folder
 # What changes no result: where it goes, who is told, how long things may take, what is kept on the way.
 IRRELEVANT = (
     ("name",),
@@ -88,6 +89,18 @@ def plan(staged: Staged, start: str | None = None, until: str | None = None) -> 
             why = _changes(_last_finished(output, stage.name), inputs)
         planned.append(Planned(stage.model_copy(update={"output": str(folder)}), folder, state, why, inputs))
     return planned
+
+
+def resolved(stage: Stage, folders: Mapping[str, Path]) -> Stage:
+    """The stage with the folders of earlier stages in the places of their names."""
+    data = stage.model_dump()
+    for loc, what, name in references(stage):
+        *sections, key = loc
+        inner: Any = data
+        for section in sections:
+            inner = inner[section]
+        inner[key] = str(folders[name] / {"model": MODEL, "rows": ROWS}[what])
+    return type(stage).model_validate(data)
 
 
 def begin(planned: Planned) -> None:

@@ -36,6 +36,12 @@ class Staged:
     """The folder that holds a folder for each stage."""
     stages: tuple[Stage, ...]
 
+    @property
+    def single(self) -> Stage | None:
+        """The stage of a recipe without `stages:`; any other lies in a folder within the recipe's."""
+        only = self.stages[0]
+        return only if only.output == self.output else None
+
 
 def load_stages(path_or_name: str, overrides: Sequence[str] = ()) -> Staged:
     """Read a recipe of stages, or a recipe without `stages:` as the one stage that it is.
@@ -75,9 +81,8 @@ def load_stages(path_or_name: str, overrides: Sequence[str] = ()) -> Staged:
 
 def dump(staged: Staged) -> str:
     """The recipe as YAML with every default written out; `load_stages` reads it back to an equal one."""
-    only = staged.stages[0]
-    if only.output == staged.output:  # a recipe without `stages:`; a stage's output lies within the recipe's
-        return settings.dump(only)
+    if staged.single is not None:
+        return settings.dump(staged.single)
     stages = [
         {"name": stage.name, "kind": kind_of(stage)} | stage.model_dump(exclude={"name", "output"})
         for stage in staged.stages

@@ -54,6 +54,8 @@ FLOORS = {
     "estimate": 5,
     "machine": 5,
     "past": 5,
+    "session": 5,
+    "runners": 5,
     "pipeline": 5,
     "cli": 6,
     "__main__": 6,

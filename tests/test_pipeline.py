@@ -323,11 +323,11 @@ LONG = (
 
 def interrupted(recipe: Recipe, at: Interrupt, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run it and send SIGTERM the first time that `at(phase, steps done)` is true."""
-    from posttrain.pipeline import _Run
+    from posttrain.session import Session
 
-    watch, sent = _Run.watch, []
+    watch, sent = Session.watch, []
 
-    def watched(self: _Run, phase: str, done: int, total: int) -> None:
+    def watched(self: Session, phase: str, done: int = 0, total: int = 0) -> None:
         made = len(steps(self.folder)) if (self.folder / "metrics.jsonl").exists() else 0
         if not sent and at(phase, made):
             sent.append(phase)
@@ -335,7 +335,7 @@ def interrupted(recipe: Recipe, at: Interrupt, monkeypatch: pytest.MonkeyPatch) 
         watch(self, phase, done, total)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Run, "watch", watched)
+        patch.setattr(Session, "watch", watched)
         with pytest.raises(Stopped) as stopped:
             run(recipe)
     assert stopped.value.signal == signal.SIGTERM

@@ -23,8 +23,10 @@ import torch
 from safetensors.torch import load_file
 
 from posttrain.past import RECORDS, held
-from posttrain.pipeline import run
+from posttrain.pipeline import run, run_stages
+from posttrain.plan import plan
 from posttrain.recipe import Recipe, load_recipe
+from posttrain.stages import Staged, load_stages
 from posttrain.train import checkpoint
 from posttrain.types import PosttrainError
 
@@ -162,6 +164,104 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
         assert wait(in_a_process(lambda: run(tiny(folder), resume=True))) == 0
     assert killed
     same(folder, whole)
+
+
+STAGES = """\
+name: stages
+model: {name: tiny, compute: float32}
+data:
+  train:
+    source: reasoning_gym:chain_sum
+    args: {min_terms: 2, max_terms: 2, min_digits: 1, max_digits: 1}
+    size: 64
+    seed: 1
+  heldout:
+    source: reasoning_gym:chain_sum
+    args: {min_terms: 2, max_terms: 2, min_digits: 1, max_digits: 1}
+    size: 8
+    seed: 2
+rewards:
+  - use: accuracy
+    args: {form: last_number}
+sampling: {completions: 4, max_tokens: 12}
+evaluate: {samples: 1, max_tokens: 12, every: 2}
+train: {learning_rate: 1e-3, checkpoint_every: 1}
+stages:
+  - {name: base, kind: eval}
+  - name: cold
+    kind: sft
+    completion: "The answer is: {answer}"
+    train: {epochs: 0.5, packing: true, max_length: 160, batch: 2, rows: 2}
+  - name: reason
+    kind: grpo
+    model: {name: "stage:cold"}
+    train: {steps: 3, prompts: 2, tokens: 1024, schedule: cosine}
+  - name: served
+    kind: export
+    model: {name: "stage:reason"}
+"""
+GIVEN = ("metrics.jsonl", "samples.jsonl", "rows.jsonl")
+
+
+def staged(folder: Path) -> Staged:
+    recipe = folder.with_name("stages.yaml")
+    recipe.write_text(STAGES)
+    return load_stages(str(recipe), [f"output={folder}"])
+
+
+def same_stages(one: Path, other: Path) -> None:
+    folders = [planned.folder for planned in plan(staged(one))]
+    assert all((folder / "done.json").is_file() for folder in folders)
+    assert sorted(path.name for path in one.iterdir()) == sorted(path.name for path in other.iterdir())
+    for a, b in ((folder, other / folder.name) for folder in folders):
+        assert sorted(path.name for path in a.iterdir()) == sorted(path.name for path in b.iterdir())
+        for name in filter(lambda name: (a / name).exists(), GIVEN):
+            assert told(a, name) == told(b, name), (a.name, name)
+        if (a / "model").is_dir():
+            ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (a, b))
+            assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+        results = [json.loads((folder / "result.json").read_text()) for folder in (a, b)]
+        for key in ("before", "after", "steps", "inputs", "sampled"):
+            assert results[0].get(key) == results[1].get(key)
+
+
+@pytest.mark.parametrize(
+    ("seed", "kills"), [(0, 3), *(pytest.param(seed, 10, marks=slow) for seed in (1, 2, 3))]
+)
+def test_stages_killed_at_any_moment_end_the_same(seed: int, kills: int, tmp_path: Path) -> None:
+    """Within a stage of any kind, between two, and while one's folder is made."""
+    whole = tmp_path / "whole"
+    start = time.monotonic()
+    assert wait(in_a_process(lambda: run_stages(staged(whole)))) == 0
+    length = time.monotonic() - start
+    moments, seen = random.Random(seed), set()
+    for number in range(kills):
+        folder = tmp_path / f"run-{number}"
+        pid = in_a_process(lambda folder=folder: run_stages(staged(folder)))
+        time.sleep(length * moments.random())
+        os.kill(pid, signal.SIGKILL)
+        seen.add(wait(pid))
+        assert wait(in_a_process(lambda folder=folder: run_stages(staged(folder)))) == 0
+        same_stages(folder, whole)
+    assert -signal.SIGKILL in seen, "every run had ended before it was killed"
+
+
+@pytest.mark.slow
+def test_stages_of_two_processes_killed_at_any_moment_end_the_same(tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    start = time.monotonic()
+    assert [wait(pid) for pid in in_two_processes(lambda: run_stages(staged(whole)))] == [0, 0]
+    length, moments = time.monotonic() - start, random.Random(1)
+    for number in range(4):
+        folder = tmp_path / f"run-{number}"
+        pids = in_two_processes(lambda folder=folder: run_stages(staged(folder)))
+        time.sleep(length * moments.random())
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            wait(pid)
+        again = in_two_processes(lambda folder=folder: run_stages(staged(folder)))
+        assert [wait(pid) for pid in again] == [0, 0]
+        same_stages(folder, whole)
 
 
 def test_a_finished_run_is_left_alone_at_once(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ class Display:
     def note(self, text: str) -> None:
         """A line that stays, above the live panel."""
         if self._live is not None:
-            self.console.print(Text(text))
+            self.console.print(Text.from_ansi(text))
         else:
             self._line(text)
 

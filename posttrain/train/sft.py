@@ -26,7 +26,7 @@ from posttrain.stop import Stop, Stopped
 from posttrain.train.sft_data import Example, Trainer, arguments, own_accelerate, prepared, quiet, reported
 from posttrain.types import PosttrainError
 
-OnLog = Callable[[int, dict[str, float]], None]
+OnLog = Callable[[int, int, dict[str, float]], None]
 OURS = "sft.json"
 APART = 1e-3  # of the largest logit: rounding is far below it, a neighbour that is seen far above
 
@@ -46,8 +46,9 @@ def sft(
     """Train on examples, from the newest whole checkpoint in `folder` on; -> the model, adapters merged.
 
     An example is {"prompt", "completion"}, both texts or both lists of messages, or {"messages"}. The weights
-    stay float32; products run in `compute`. `on_log(update, metrics)` is called once an update, in the main
-    process: loss (nats a token), grad_norm, learning_rate, entropy, mean_token_accuracy, num_tokens, epoch.
+    stay float32; products run in `compute`. `on_log(update, updates, metrics)` is called once an update, in
+    the main process: loss (nats a token), grad_norm, learning_rate, entropy, mean_token_accuracy, num_tokens,
+    epoch.
 
     Raises:
         Stopped: `stop` asked; the update was finished and saved.
@@ -163,7 +164,7 @@ class _Watch(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if "loss" in logs and state.is_world_process_zero:  # not the summary at the end
-            self.tell(state.global_step, dict(logs))
+            self.tell(state.global_step, state.max_steps, dict(logs))
 
 
 def found(folder: Path) -> list[Path]:

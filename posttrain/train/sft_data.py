@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,8 @@ from posttrain.kinds import SftTrain
 from posttrain.types import PosttrainError
 
 Example = dict[str, Any]
+MARKS = ("«", "»")
+GREEN = ("\033[32m", "\033[0m")  # for a terminal
 
 log = logging.getLogger(__name__)
 
@@ -67,14 +68,16 @@ def prepared(
     return data.select_columns(["row", "input_ids", "labels"])
 
 
-def shown(example: Example, tokenizer: PreTrainedTokenizerFast, settings: SftTrain) -> str:
-    """What the model sees of an example; what carries loss stands in colour on a terminal, else in «…»."""
+def shown(
+    example: Example, tokenizer: PreTrainedTokenizerFast, settings: SftTrain, marks: tuple[str, str] = MARKS
+) -> str:
+    """What the model sees of an example; what carries loss stands between `marks`."""
     data = prepared([example], tokenizer, settings)
     if not len(data):
         return f"(nothing of this example carries loss within max_length {settings.max_length})"
     ids, labels = data[0]["input_ids"], data[0]["labels"]
     learned = [i > 0 and label != -100 for i, label in enumerate(labels)]  # nothing predicts the first token
-    before, after = ("\033[32m", "\033[0m") if sys.stdout.isatty() else ("«", "»")
+    before, after = marks
     parts, start, read = [], 0, ""
     for end in range(1, len(ids) + 1):
         if end < len(ids) and learned[end] == learned[start]:

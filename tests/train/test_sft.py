@@ -25,7 +25,7 @@ from posttrain.kinds import Lora, SftTrain
 from posttrain.stop import Stopped
 from posttrain.train import sft as module
 from posttrain.train.sft import found, keeps_apart, sft
-from posttrain.train.sft_data import prepared, shown
+from posttrain.train.sft_data import GREEN, prepared, shown
 from posttrain.types import PosttrainError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -111,7 +111,7 @@ class Run:
         self.model: Any = None
         self.stopped = False
 
-        def on_log(update: int, metrics: dict[str, float]) -> None:
+        def on_log(update: int, updates: int, metrics: dict[str, float]) -> None:
             self.curve.append((update, metrics))
             stop.asked = stop.asked or update == ask_at
 
@@ -207,9 +207,7 @@ def test_loss_falls_on_answers_alone(words: PreTrainedTokenizerFast) -> None:
     assert learned(words, rows[0]) == "甲<|end|>乙<|end|>"
 
 
-def test_what_the_model_sees_is_shown(
-    words: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_model_sees_is_shown(words: PreTrainedTokenizerFast) -> None:
     talk = {"messages": said("一?\x1b[31m", "甲") + said("二?", "乙")}
     expected = "<|user|>一?\\x1b[31m<|end|><|assistant|>«甲<|end|>»<|user|>二?<|end|><|assistant|>«乙<|end|>»"
     assert shown(talk, words, SETTINGS) == expected
@@ -217,8 +215,7 @@ def test_what_the_model_sees_is_shown(
     assert shown({"prompt": "ab", "completion": "c"}, words, everything) == "a«bc<|end|>»"  # none predicts a
     assert shown({"prompt": "ü", "completion": ""}, words, everything) == "\ufffd«ü<|end|>»"  # two bytes
     assert "nothing" in shown({"prompt": "a" * 99, "completion": "c"}, words, SETTINGS)
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    assert shown(TEXTS[2], words, SETTINGS) == "三加四等于\033[32m七<|end|>\033[0m"
+    assert shown(TEXTS[2], words, SETTINGS, GREEN) == "三加四等于\033[32m七<|end|>\033[0m"
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -417,7 +414,7 @@ told = []
 stop.asked = asks and rank == 1  # one process alone was told
 try:
     trained = sft(examples, model, words, settings, folder / f"run-{rows}", seed=3, compute=torch.float32,
-                  stop=stop, on_log=lambda update, metrics: told.append(metrics["loss"]))
+                  stop=stop, on_log=lambda update, updates, metrics: told.append(metrics["loss"]))
 except Stopped:
     assert asks
     trained = None

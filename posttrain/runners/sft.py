@@ -1,0 +1,104 @@
+"""The stage `sft`: evaluate, learn from examples, evaluate again.
+
+Its folder is as that of `grpo` (runners/grpo.py), with examples.txt: what the model saw of the first few.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from posttrain import data, models
+from posttrain.evaluate.report import write_report
+from posttrain.files import replace_text
+from posttrain.kinds import Sft
+from posttrain.past import fingerprint, forget_updates, lengths, refuse_changes, rewind
+from posttrain.session import HeldOut, Session, answering, check_trackers, engine_for, load
+from posttrain.stop import Stop, Stopped
+from posttrain.train.logprobs import Policy
+from posttrain.train.sft import found, sft
+from posttrain.train.sft_data import GREEN, MARKS, Example, shown
+
+OUTPUTS = ("model", "result.json")
+SHOWN = 3  # examples in examples.txt
+EXAMPLES = "examples.txt"
+
+
+def run(stage: Sft, past: dict[str, Any] | None, stop: Stop) -> None:
+    """Train in `stage.output`, or go on with what is there; raises as `runners.grpo.run` does."""
+    check_trackers(stage.trackers)
+    rows, heldout = data.examples(stage.data, stage.completion)
+    inputs = fingerprint(rows, heldout, stage.rewards)
+    if past is not None:
+        refuse_changes(stage.output, past, inputs)
+    models.resolve(stage.model.name)
+    with Session(stage, stage.model, past or {"inputs": inputs}, stop) as session:
+        session.show(0)
+        try:
+            _go(stage, session, rows, HeldOut(session, stage, heldout))
+        finally:
+            session.write_result()
+            if session.main:
+                write_report(session.folder)
+
+
+def _go(stage: Sft, session: Session, rows: list[Example], heldout: HeldOut) -> None:
+    result, folder = session.result, session.folder
+    result |= {"examples": len(rows), "epochs": stage.train.epochs}
+    if "before" not in result:
+        if session.main:
+            rewind(folder, {})
+        result["before"] = heldout(*answering(session, stage.model), 0, "before")
+        result["records"] = lengths(folder)
+        session.write_result()
+    session.watch("loading the model")
+    checkpoints = folder / "checkpoints"
+    saved = found(checkpoints)
+    if session.main:
+        forget_updates(folder, result["records"], int(saved[-1].name.removeprefix("step-")) if saved else 0)
+    model, tokenizer = load(stage.model)
+    if session.main:
+        _show(stage, rows, tokenizer, session)
+    last = time.perf_counter()
+
+    def on_log(update: int, updates: int, metrics: dict[str, float]) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        if session.display is not None:
+            session.display.total_steps = updates
+        session.record({"step": update, **metrics, "seconds": now - last})
+        result["steps"], last = update, now
+
+    session.watch("preparing the examples")
+    model = sft(
+        rows,
+        model,
+        tokenizer,
+        stage.train,
+        checkpoints,
+        seed=stage.seed,
+        compute=session.dtype,
+        stop=session.stop,
+        on_log=on_log,
+    )
+    if session.stop.asked:
+        raise Stopped(session.stop.signal)
+    policy = Policy(model.to(session.accelerator.device))
+    result["steps"] = int(found(checkpoints)[-1].name.removeprefix("step-"))
+    after = heldout(engine_for(policy, tokenizer, session.dtype), tokenizer, result["steps"], "after")
+    if session.main:
+        session.watch("saving")
+        models.save(model, tokenizer, folder / "model")
+    result["after"] = after
+
+
+def _show(stage: Sft, rows: list[Example], tokenizer: Any, session: Session) -> None:
+    """Once, in the terminal and in a file: what the model sees, and which of it carries loss."""
+    if (session.folder / EXAMPLES).is_file():
+        return
+    assert session.display is not None
+    where, marks = ("in «…»", MARKS) if session.display.plain else ("green", GREEN)
+    first = shown(rows[0], tokenizer, stage.train, marks)
+    session.display.note(f"an example as the model sees it; what carries loss is {where}:\n{first}")
+    texts = [shown(row, tokenizer, stage.train) for row in rows[:SHOWN]]
+    replace_text(session.folder / EXAMPLES, "\n\n---\n\n".join(texts) + "\n")

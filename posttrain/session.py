@@ -1,0 +1,191 @@
+"""What every kind of stage has: a folder, a record, a display, processes, and a moment to stop at."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import platform
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from posttrain import models, settings
+from posttrain.evaluate.display import Display
+from posttrain.evaluate.harness import evaluate, judge_specs
+from posttrain.files import append, replace_text
+from posttrain.kinds import Eval, Sft
+from posttrain.machine import machine
+from posttrain.past import held
+from posttrain.recipe import Model, Recipe, Stage
+from posttrain.rewards import Rewards, RewardSpec
+from posttrain.rollout.engine import Engine
+from posttrain.rollout.native import NativeEngine
+from posttrain.rollout.plain import PlainEngine
+from posttrain.stages import kind_of
+from posttrain.stop import Stop, Stopped
+from posttrain.train.logprobs import Policy
+from posttrain.types import PosttrainError, Prompt, Sampling
+
+log = logging.getLogger(__name__)
+
+VERSIONS = ("posttrain", "torch", "transformers", "accelerate", "trl", "reasoning-gym", "math-verify")
+MAX_TOKENS = 128  # of an evaluation whose recipe does not say
+
+
+class Session:
+    """One run of a stage in its folder; a context manager that ends all that it started.
+
+    `result` is what result.json will hold, and begins as `past`, what it held when the stage was left.
+    """
+
+    def __init__(self, stage: Stage, model: Model, past: dict[str, Any], stop: Stop):
+        self.stage, self.stop, self.folder = stage, stop, Path(stage.output)
+        self.began = time.time() - past.get("seconds", 0.0)
+        self.result: dict[str, Any] = {"name": stage.name, "kind": kind_of(stage), "model": model.name} | past
+        self.trackers: Sequence[str] = getattr(stage, "trackers", ())
+        self.dtype = models.compute_type(model.compute)
+        self.stack = ExitStack()
+        self.display: Display | None = None
+
+    def __enter__(self) -> Session:
+        AcceleratorState._reset_state()  # an earlier stage's; it may have computed in another type
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if self.dtype == torch.bfloat16 else "no",
+            cpu=not torch.cuda.is_available(),
+            log_with=list(self.trackers) or None,
+            project_dir=self.folder if self.trackers else None,
+        )
+        # With these set, and no RANK, accelerate was told to start several processes.
+        told = {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= os.environ.keys() and "RANK" not in os.environ
+        if told and self.accelerator.num_processes == 1:
+            log.warning(
+                "accelerate launch started a single process; without GPUs, --multi_gpu starts several"
+            )
+        self.main = self.accelerator.is_main_process
+        try:
+            if self.main:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self.stack.enter_context(held(self.folder))
+                replace_text(self.folder / "recipe.yaml", settings.dump(self.stage))
+            if self.trackers:
+                self.accelerator.init_trackers(self.stage.name, config={"recipe": settings.dump(self.stage)})
+                self.stack.callback(self.accelerator.end_training)
+        except BaseException:
+            self.stack.close()
+            raise
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.stack.__exit__(*error)
+
+    def show(self, steps: int, names: Sequence[str] = ()) -> None:
+        """Begin to show progress, on the main process."""
+        if self.main:
+            self.display = self.stack.enter_context(Display(steps, names))
+
+    def watch(self, phase: str, done: int = 0, total: int = 0) -> None:
+        """Show progress; raise Stopped where a single process can stop in the middle of a step."""
+        if self.display is not None:
+            self.display.phase(phase, done, total) if total else self.display.phase(phase)
+        if self.stop.asked and self.accelerator.num_processes == 1:
+            raise Stopped(self.stop.signal)
+
+    def record(self, metrics: dict[str, Any]) -> None:
+        """Write and show a step's metrics, on the main process."""
+        if self.main:
+            append(self.folder / "metrics.jsonl", [metrics])
+            if self.display is not None:
+                self.display.step(metrics)
+            plain = {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
+            if len(plain) > 1:
+                self.accelerator.log(plain, step=metrics["step"])
+
+    def write_result(self) -> None:
+        self.result |= {
+            "seconds": time.time() - self.began,
+            "seed": self.stage.seed,
+            "processes": self.accelerator.num_processes,
+            "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
+            "machine": machine(),
+        }
+        if self.main:
+            replace_text(self.folder / "result.json", json.dumps(self.result, indent=2))
+
+
+class HeldOut:
+    """Evaluates whatever model a stage has on its held-out rows, and writes down what came out."""
+
+    def __init__(self, session: Session, stage: Recipe | Sft | Eval, rows: Sequence[Prompt]):
+        self.session, self.rows, self.settings, self.seed = session, rows, stage.evaluate, stage.seed
+        drawn = stage.sampling.max_tokens if isinstance(stage, Recipe) else MAX_TOKENS
+        self.max_tokens = stage.evaluate.max_tokens or drawn
+        first = stage.rewards[0]
+        specs = judge_specs(stage.evaluate.form, RewardSpec(first.use, first.weight, first.args))
+        self.judge = session.stack.enter_context(Rewards(specs, stage.reward_deadline))
+
+    def __call__(
+        self, engine: Engine, tokenizer: PreTrainedTokenizerFast, step: int, phase: str | None = None
+    ) -> dict[str, Any]:
+        """-> the evaluation, empty on other processes than the main one.
+
+        A phase ("before", "after") draws samples too, and is recorded with every answer.
+        """
+        session, evaluation = self.session, {}
+        if session.main:
+            evaluation, records = evaluate(
+                engine,
+                self.rows,
+                lambda prompt: models.encode(tokenizer, prompt.content),
+                form=self.settings.form,
+                sampling=Sampling(self.max_tokens, temperature=0.0),
+                samples=self.settings.samples if phase else 0,
+                temperature=self.settings.temperature,
+                seed=self.seed,
+                judge=self.judge,
+                on_progress=lambda done, total: session.watch(
+                    f"evaluating {phase or ''}".strip(), done, total
+                ),
+            )
+            if phase is not None:
+                lines = [{"step": step, "phase": phase, **record} for record in records]
+                append(session.folder / "samples.jsonl", lines)
+                session.record({"step": step, "heldout": evaluation})
+        session.accelerator.wait_for_everyone()
+        return evaluation
+
+
+def engine_for(policy: Policy, tokenizer: Any, dtype: torch.dtype) -> Engine:
+    """The native engine; transformers' own generation for a model that packed groups cannot serve."""
+    if not policy.packed:
+        return PlainEngine(policy.model, tokenizer, dtype)
+    return NativeEngine(policy.model, tokenizer, dtype, layers=policy.layers)
+
+
+def load(model: Model) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The model that a recipe asks for, with its tokenizer."""
+    return models.load(model.name, tokens=model.tokens, layers=model.layers)
+
+
+def answering(session: Session, model: Model) -> tuple[Engine, PreTrainedTokenizerFast]:
+    """A model that only answers: its engine and tokenizer."""
+    session.watch("loading the model")
+    loaded, tokenizer = load(model)
+    policy = Policy(loaded.eval().to(session.accelerator.device))
+    return engine_for(policy, tokenizer, session.dtype), tokenizer
+
+
+def check_trackers(trackers: Sequence[str]) -> None:
+    """Raise PosttrainError for one that is missing; accelerate passes over it without a word."""
+    for tracker in trackers:
+        if importlib.util.find_spec(tracker) is None:
+            raise PosttrainError(f"trackers: {tracker} is not installed; run: pip install {tracker}")
