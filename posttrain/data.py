@@ -208,7 +208,8 @@ def _generated(source: Source, where: str) -> Iterator[Row]:
     from reasoning_gym.composite import DatasetSpec
     from reasoning_gym.factory import DATASETS
 
-    import posttrain.word_problems  # noqa: F401 - registers a task of our own
+    import posttrain.instructions
+    import posttrain.word_problems  # noqa: F401 - these register tasks of our own
 
     name = source.source.removeprefix(GENERATOR)
     if name not in DATASETS:
