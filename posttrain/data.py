@@ -10,7 +10,7 @@ import itertools
 import json
 import logging
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,19 +30,20 @@ RESERVED = ("prompts", "completions", "completion_ids")
 def load(data: Data) -> tuple[list[Prompt], list[Prompt]]:
     """Load (train, heldout) prompts with nothing in common.
 
-    Held-out rows are distinct, and train rows whose prompt is held out are dropped. Both are logged.
+    Held-out rows are distinct, and train rows whose question is held out are dropped, whatever words their
+    template puts around it. Both are logged.
 
     Raises:
         PosttrainError: a source that cannot be read, a column that is not there, or nothing left on a side.
     """
-    train = [
-        _prompt(data, row, f"{side}-{i}", f"data.{side}, row {i}", source.prompt)
-        for source, side in _train(data)
-        for i, row in enumerate(_some(source, side))
-    ]
-    heldout = _heldout(data)
-    kept = _apart(train, [prompt.question for prompt in train], heldout)
-    return _same_columns(kept), list(heldout.values())
+    train, asked = [], []
+    for source, side in _train(data):
+        for i, row in enumerate(_some(source, side)):
+            prompt = _prompt(data, row, f"{side}-{i}", f"data.{side}, row {i}", source.prompt)
+            train.append(prompt)
+            asked.append(_keys(data, row, prompt, source.prompt) | _turns(prompt))
+    heldout, taken = _heldout(data)
+    return _same_columns(_apart(train, asked, taken)), heldout
 
 
 def examples(data: Data, completion: str) -> tuple[list[Row], list[Prompt]]:
@@ -50,36 +51,38 @@ def examples(data: Data, completion: str) -> tuple[list[Row], list[Prompt]]:
 
     A row's `messages`, a whole conversation, is taken as it is. Other rows are a prompt, read as `load` does,
     and the `completion` template filled with their columns; without chat, a row of both texts is ready too.
-    Held-out prompts are distinct, and no example has one of them; what is dropped is logged.
+    Held-out prompts are distinct, and no example has one of them, in any turn of a conversation; what is
+    dropped is logged.
 
     Raises:
-        PosttrainError: as `load`.
+        PosttrainError: as `load`, or a row with nothing to write.
     """
     made, asked = [], []
     unjudged = data.model_copy(update={"answer": None})  # what is to be written stands in the row
     for source, side in _train(data):
         for i, row in enumerate(_some(source, side)):
-            example, question = _example(unjudged, row, f"data.{side}, row {i}", source.prompt, completion)
+            example, keys = _example(unjudged, row, f"data.{side}, row {i}", source.prompt, completion)
             made.append(example)
-            asked.append(question)
-    heldout = _heldout(data)
-    return _apart(made, asked, heldout), list(heldout.values())
+            asked.append(keys)
+    heldout, taken = _heldout(data)
+    return _apart(made, asked, taken), heldout
 
 
-def _example(data: Data, row: Row, where: str, template: str | None, completion: str) -> tuple[Row, str]:
-    """An example, and the question that it answers."""
+def _example(data: Data, row: Row, where: str, template: str | None, completion: str) -> tuple[Row, set[str]]:
+    """An example, and what the questions that it answers are known by."""
     if isinstance(row.get("messages"), list):
         messages = _messages(row["messages"], where)
-        asked = [message for message in messages if message["role"] != "assistant"]
-        return {"messages": messages}, Prompt("", asked, None).question
+        whole = Prompt("", [message for message in messages if message["role"] != "assistant"], None)
+        return {"messages": messages}, {_key(whole.question)} | _turns(whole)
     if not data.chat and all(isinstance(row.get(key), str) for key in ("prompt", "completion")):
-        return {key: row[key] for key in ("prompt", "completion")}, row["prompt"]
+        texts = {key: _cell(row, key, where, "data") for key in ("prompt", "completion")}
+        return texts, {_key(texts["prompt"])}
     prompt = _prompt(data, row, "", where, template)
-    texts = {name: _cell(row, name, where, "completion") for name in columns_in(completion)}
-    answer: Any = fill(completion, texts)
+    answer: Any = fill(completion, _cells(data, row, completion, where, "completion"))
     if isinstance(prompt.content, list):
         answer = [{"role": "assistant", "content": answer}]
-    return {"prompt": prompt.content, "completion": answer}, prompt.question
+    keys = _keys(data, row, prompt, template) | _turns(prompt)
+    return {"prompt": prompt.content, "completion": answer}, keys
 
 
 def _train(data: Data) -> list[tuple[Source, str]]:
@@ -87,34 +90,55 @@ def _train(data: Data) -> list[tuple[Source, str]]:
     return [(data.train, "train"), *((source, f"also.{i}") for i, source in enumerate(data.also))]
 
 
-def _heldout(data: Data) -> dict[str, Prompt]:
-    """The held-out prompts by what makes them distinct."""
+def _heldout(data: Data) -> tuple[list[Prompt], set[str]]:
+    """The distinct held-out prompts, and what their questions are known by."""
+    template = data.heldout.prompt
     rows = _some(data.heldout, "heldout")
     drawn = [
-        _prompt(data, row, f"heldout-{i}", f"data.heldout, row {i}", data.heldout.prompt)
-        for i, row in enumerate(rows)
+        _prompt(data, row, f"heldout-{i}", f"data.heldout, row {i}", template) for i, row in enumerate(rows)
     ]
-    heldout: dict[str, Prompt] = {}
+    distinct: dict[str, Prompt] = {}
     for prompt in _same_columns(drawn):
-        heldout.setdefault(_key(prompt.question), prompt)
-    if len(heldout) < len(drawn):
+        distinct.setdefault(_key(prompt.question), prompt)
+    if len(distinct) < len(drawn):
         log.warning(
-            "dropped %d of %d held-out rows: they repeat others", len(drawn) - len(heldout), len(drawn)
+            "dropped %d of %d held-out rows: they repeat others", len(drawn) - len(distinct), len(drawn)
         )
-    return heldout
+    known = (_keys(data, row, prompt, template) for row, prompt in zip(rows, drawn, strict=True))
+    return list(distinct.values()), set().union(*known)
 
 
-def _apart(rows: list[T], asked: Sequence[str], heldout: Mapping[str, Prompt]) -> list[T]:
-    """The rows whose question is not held out."""
-    kept = [row for row, question in zip(rows, asked, strict=True) if _key(question) not in heldout]
+def _apart(rows: list[T], asked: Sequence[set[str]], taken: set[str]) -> list[T]:
+    """The rows of which no question is held out."""
+    kept = [row for row, keys in zip(rows, asked, strict=True) if keys.isdisjoint(taken)]
     if not kept:
         raise PosttrainError(
-            f"data: all {len(rows)} train rows are among the {len(heldout)} held-out ones; "
+            f"data: all {len(rows)} train rows are among the held-out ones; "
             "make the task larger, or name other rows for one of them"
         )
     if len(kept) < len(rows):
         log.warning("dropped %d of %d train rows: they are held out", len(rows) - len(kept), len(rows))
     return kept
+
+
+def _keys(data: Data, row: Row, prompt: Prompt, template: str | None) -> set[str]:
+    """What a row's question is known by: the prompt, and without the system message and the template's words.
+
+    Messages that stand in the row are known as a whole: their system message may hold what is asked about.
+    """
+    if isinstance(row.get("prompt"), list):
+        return {_key(prompt.question)}
+    cells = _cells(data, row, template or data.prompt, "", "")
+    bare = {_key("\n".join(cells[name] for name in sorted(cells)))} if cells else set()
+    return {_key(prompt.question)} | bare | _turns(prompt)
+
+
+def _turns(prompt: Prompt) -> set[str]:
+    """What each of a user's messages is known by on its own: one that is answered is seen in training."""
+    if isinstance(prompt.content, str):
+        return set()
+    users = [message for message in prompt.content if message["role"] == "user"]
+    return {_key(Prompt("", [message], None).question) for message in users}
 
 
 def _key(question: str) -> str:
@@ -140,9 +164,7 @@ def _prompt(data: Data, row: Row, id: str, where: str, template: str | None) -> 
         content: str | list[Message] = _messages(ready, where)
     else:
         template = template or data.prompt
-        columns = {name: data.question if name == "question" else name for name in columns_in(template)}
-        texts = {name: _cell(row, column, where, "data.prompt") for name, column in columns.items()}
-        content = fill(template, texts)
+        content = fill(template, _cells(data, row, template, where, "data.prompt"))
         if data.chat:
             system: list[Message] = [{"role": "system", "content": data.system}] if data.system else []
             content = [*system, {"role": "user", "content": content}]
@@ -156,6 +178,12 @@ def _column(row: Row, column: str, where: str, key: str) -> Any:
         return row[column]
     hint = did_you_mean(column, row) or f"it has {', '.join(map(repr, row)) or 'none'}"
     raise PosttrainError(f"{key}: {where} has no column {column!r}; {hint}")
+
+
+def _cells(data: Data, row: Row, template: str, where: str, key: str) -> dict[str, str]:
+    """The texts that a template's {columns} stand for."""
+    columns = {name: data.question if name == "question" else name for name in columns_in(template)}
+    return {name: _cell(row, column, where, key) for name, column in columns.items()}
 
 
 def _cell(row: Row, column: str, where: str, key: str) -> str:
@@ -208,7 +236,8 @@ def _generated(source: Source, where: str) -> Iterator[Row]:
     from reasoning_gym.composite import DatasetSpec
     from reasoning_gym.factory import DATASETS
 
-    import posttrain.word_problems  # noqa: F401 - registers a task of our own
+    import posttrain.instructions
+    import posttrain.word_problems  # noqa: F401 - these register tasks of our own
 
     name = source.source.removeprefix(GENERATOR)
     if name not in DATASETS:

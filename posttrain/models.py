@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 from transformers import (
+    AddedToken,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -42,6 +43,7 @@ ALIASES = {
     ),
 }
 HUB_SECONDS = 5.0  # for the one question whether the Hub has a model
+PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")  # lists in configs, an item a layer
 MAKING_SECONDS = 600.0  # to wait for another process that is converting the model we want
 
 
@@ -96,7 +98,8 @@ def load(
             keeps them. layers: keep only so many, evenly spread.
 
     Raises:
-        PosttrainError: no such model, or it has fewer layers.
+        PosttrainError: no such model, it has fewer layers or none that can be dropped, or a text that the
+            tokenizer makes nothing of.
     """
     where = resolve(name)
     model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype)
@@ -112,16 +115,21 @@ def load(
 def _keep_layers(model: PreTrainedModel, count: int) -> None:
     """Drop layers until `count` are left: the first, the last, and evenly spread ones between."""
     body: Any = model.base_model
+    if not isinstance(getattr(body, "layers", None), torch.nn.ModuleList):
+        raise PosttrainError(f"model.layers: {type(model).__name__} has no list of layers to drop some from")
     layers, config = list(body.layers), model.config.get_text_config()
     if not 1 <= count <= len(layers):
         raise PosttrainError(f"model.layers is {count}; the model has {len(layers)}")
     kept = [round(i * (len(layers) - 1) / max(1, count - 1)) for i in range(count)]
     body.layers = torch.nn.ModuleList(layers[i] for i in kept)
-    for place, layer in enumerate(layers[i] for i in kept):
-        layer.self_attn.layer_idx = place  # where its keys and values are in the cache
+    for place, layer in enumerate(body.layers):
+        parts: list[Any] = [module for module in layer.modules() if hasattr(module, "layer_idx")]
+        for module in parts:
+            module.layer_idx = place  # where its keys and values are in the cache
+    for name in PER_LAYER:
+        if listed := getattr(config, name, None):
+            setattr(config, name, [listed[i] for i in kept])
     config.num_hidden_layers = count
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[i] for i in kept]
 
 
 def _add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tokens: Sequence[str]) -> None:
@@ -132,7 +140,11 @@ def _add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, toke
     }
     if not pieces:
         return
-    tokenizer.add_tokens(list(pieces))
+    for token, old in pieces.items():
+        if not old:
+            raise PosttrainError(f"model.tokens: the model's tokenizer makes nothing of {token!r}")
+    # Not normalized: some tokenizers put a mark before every text, and would look for it before the token.
+    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in pieces])
     embeddings: Any = model.get_input_embeddings()
     if len(tokenizer) > embeddings.num_embeddings:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)

@@ -7,6 +7,7 @@ needs; and each event is one addition, subtraction or product, so that working t
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,19 @@ LESS = (
     "trades away {n} {things}",
 )
 BAGS = ("buys {k} bags with {n} {things} in each", "gets {k} boxes of {n} {things} each")
+# Of a trace: how it begins, what joins its sentences, what stands before an equation, how it ends.
+FIRST = (
+    "{name} starts with {total} {things}.",
+    "At first {name} has {total} {things}.",
+    "At the start {name} has {total} {things}.",
+)
+LINKS = ("Then ", "Next ", "After that ", "Now ", "")
+JOINS = (": ", ", so ", ", which gives ")
+LAST = (
+    "So {name} has {total} {things} now.",
+    "In the end {name} has {total} {things}.",
+    "That leaves {name} with {total} {things} in the end.",
+)
 
 
 @dataclass
@@ -57,10 +71,12 @@ class Config:
 
 
 class WordProblems(ProceduralDataset):
-    """Rows with "question", "answer" (a whole number, never negative) and "metadata".
+    """Rows with "question", "answer" (a whole number, never negative), "trace" and "metadata".
 
     Example: "Ada has 12 shells. Ada loses 3 shells. Ada finds 8 more shells. How many shells does Ada have
     now?"
+    The trace is a reasoning made by rule, for a cold start, in words that vary with the row: "Ada starts with
+    12 shells. Ada loses 3: 12 - 3 = 9. Then Ada finds 8 more, so 9 + 8 = 17. So Ada has 17 shells now."
     """
 
     config: Config
@@ -70,26 +86,37 @@ class WordProblems(ProceduralDataset):
 
     def __getitem__(self, idx: int) -> dict[str, Any]:
         config, rng = self.config, random.Random(f"{self.seed}/{idx}")
+        words = random.Random(f"{self.seed}/{idx}/trace")  # its own: the question's draws stay as they were
         name, things = rng.choice(NAMES), rng.choice(THINGS)
         total = rng.randint(2, config.max_number)
         told = [f"{name} has {total} {things}."]
+        links = itertools.cycle(words.sample(LINKS, len(LINKS)))
+        thought = [words.choice(FIRST).format(name=name, total=total, things=things)]
         events = rng.randint(config.min_events, config.max_events)
         for _ in range(events):
+            before = total
             kind = rng.choice(("more", "less", "bags") if config.bags else ("more", "less"))
             if kind == "bags":
                 k, n = rng.randint(2, 5), rng.randint(2, min(9, config.max_number))
                 text, total = rng.choice(BAGS).format(k=k, n=n, things=things), total + k * n
+                sums = f"{k} * {n} = {k * n}, and {before} + {k * n} = {total}"
             elif kind == "more" or total < 2:
                 n = rng.randint(2, config.max_number)
                 text, total = rng.choice(MORE).format(n=n, things=things), total + n
+                sums = f"{before} + {n} = {total}"
             else:
                 n = rng.randint(1, min(total, config.max_number))
                 text, total = rng.choice(LESS).format(n=n, things=things), total - n
+                sums = f"{before} - {n} = {total}"
+            link = next(links) if len(told) > 1 else ""
+            thought.append(f"{link}{name} {text.replace(f' {things}', '')}{words.choice(JOINS)}{sums}.")
             told.append(f"{name} {text}.")
+        thought.append(words.choice(LAST).format(name=name, total=total, things=things))
         question = f"{' '.join(told)} How many {things} does {name} have now?"
         return {
             "question": question,
             "answer": str(total),
+            "trace": " ".join(thought),
             "metadata": {"source_index": idx, "events": events},
         }
 

@@ -186,7 +186,7 @@ def test_the_same_question_about_another_text_is_another_prompt(tmp_path: Path) 
 
 def test_all_train_rows_held_out(tmp_path: Path) -> None:
     said = refusal(files(tmp_path, [ROW, ROW], [ROW]))
-    assert said.startswith("data: all 2 train rows are among the 1 held-out ones; make the task larger")
+    assert said.startswith("data: all 2 train rows are among the held-out ones; make the task larger")
 
 
 # -- reasoning-gym

@@ -40,6 +40,7 @@ FLOORS = {
     "sandbox": 1,
     "data": 2,
     "word_problems": 2,
+    "instructions": 2,
     "models": 2,
     "attention": 2,
     "flex": 2,
