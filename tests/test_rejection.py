@@ -308,14 +308,41 @@ def test_rewards_see_whole_groups_the_same_ones_each_time(tmp_path: Path, comple
     assert again.calls == second
 
 
-def test_what_scoring_raises_is_raised(tmp_path: Path) -> None:
+@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:3]], ids=["many shards", "one shard"])
+def test_what_scoring_raises_is_raised(tmp_path: Path, prompts: list[Prompt]) -> None:
     class Broken(Rules):
         def score(self, prompts: Any, completions: Any) -> list[Score]:
             raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        drawn_by(tmp_path, Broken())
+        drawn_by(tmp_path, Broken(), prompts=prompts)
     assert not contents(tmp_path)
+
+
+def test_slow_rewards_hold_the_engine_up(tmp_path: Path) -> None:
+    """Or what waits for its scores would fill the memory."""
+    engine, ahead = Saying(), []
+
+    class Slow(Rules):
+        def score(self, prompts: Any, completions: Any) -> list[Score]:
+            time.sleep(0.01)
+            ahead.append(len(engine.asked) // SHARD - len(list((tmp_path / "drawn").glob("0*.jsonl"))))
+            return super().score(prompts, completions)
+
+    drawn_by(tmp_path, Slow(), engine)
+    assert max(ahead) == 2  # the one that is scored, and the next
+
+
+def test_what_is_damaged_is_gone_before_it_is_drawn_again(tmp_path: Path) -> None:
+    folder = drawn_by(tmp_path, Rules())
+    (folder / "drawn" / "00001.jsonl").write_bytes(b"{")
+
+    def stop(phase: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        drawn_by(folder, Rules(), watch=stop)
+    assert "00001.jsonl" not in contents(folder)
 
 
 # --- selecting
@@ -472,6 +499,12 @@ def test_rows_are_spread_evenly_over_the_fifths(
     prompts = [int(row["prompt"][1:]) for row in lines(tmp_path / "rows.jsonl")]
     assert prompts == sorted(prompts)
     assert chosen(tmp_path, groups, Keep(least={"a": 1.0}, rows=rows))[0] == texts
+
+
+def test_rows_are_not_simply_the_first_and_hang_on_the_seed(tmp_path: Path) -> None:
+    kept = [chosen(tmp_path, rated(*[1] * 40, of=1), Keep(rows=10), seed)[0] for seed in (0, 0, 1)]
+    assert kept[0] == kept[1] != kept[2]
+    assert all(max(int(text.split(".")[0]) for text in texts) > 20 for texts in kept)
 
 
 def test_counts_for_people_add_up_and_failures_are_named(tmp_path: Path) -> None:
