@@ -24,7 +24,7 @@ from posttrain.past import before, finished, held, result_of
 from posttrain.plan import Planned, begin, finish, plan, resolved
 from posttrain.recipe import Recipe
 from posttrain.runners import eval as eval_
-from posttrain.runners import export, grpo, sft
+from posttrain.runners import export, grpo, sample, sft
 from posttrain.stages import Staged, dump, kind_of
 from posttrain.stop import Stop, Stopped
 from posttrain.types import PosttrainError
@@ -32,7 +32,7 @@ from posttrain.types import PosttrainError
 log = logging.getLogger(__name__)
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-RUNNERS: dict[str, Any] = {"sft": sft, "grpo": grpo, "eval": eval_, "export": export}
+RUNNERS: dict[str, Any] = {"sft": sft, "grpo": grpo, "sample": sample, "eval": eval_, "export": export}
 
 
 def run(recipe: Recipe, resume: bool = False, profile: bool = False) -> Path:
@@ -67,8 +67,6 @@ def run_stages(
         PosttrainError, Stopped: as `run`; the same call goes on in the stage that was left.
     """
     _quiet()
-    if missing := [stage.name for stage in staged.stages if kind_of(stage) not in RUNNERS]:
-        raise PosttrainError(f"stages of kind sample do not run yet ({', '.join(missing)})")
     processes = PartialState(cpu=not torch.cuda.is_available())
     output = Path(staged.output)
     with Stop() as stop, _alone(processes, output):
