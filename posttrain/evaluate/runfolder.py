@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from posttrain.evaluate.metrics import number
+from posttrain.recipe import STAGE
 from posttrain.types import PosttrainError
 
 FILES = ("recipe.yaml", "metrics.jsonl", "samples.jsonl", "result.json", "inputs.json")
@@ -63,10 +64,12 @@ class Run:
 
     @property
     def model(self) -> str | None:
-        """The name of the model that it began with."""
+        """The name of the model that it began with, for people: "smollm2-135m", "stage cold_start"."""
         model = self.result.get("model") or self.recipe.get("model")
         name = model.get("name") if isinstance(model, dict) else model
-        return None if name is None else str(name)
+        if name is None:
+            return None
+        return f"stage {str(name).removeprefix(STAGE)}" if str(name).startswith(STAGE) else str(name)
 
     @property
     def done(self) -> int:

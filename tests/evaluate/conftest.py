@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -301,14 +302,15 @@ def write_stage(planned: Planned, *, n: int = 64, until: int | None = None) -> N
         (folder / "model" / "config.json").write_text("{}")
     else:
         before, after = (
-            records(level, phase, n) for level, phase in zip(LEVELS[name], ("before", "after"), strict=True)
+            records(level, phase, n)
+            for level, phase in zip(LEVELS.get(name, (0.1, 0.2)), ("before", "after"), strict=True)
         )
         if kind == "eval":
             before = []
         steps = {"grpo": planned.inputs["settings"].get("train", {}).get("steps"), "sft": 117}.get(kind, 0)
         made = until if until is not None else steps
         record = update if kind == "sft" else rollout
-        lines = [record(step, steps) for step in range(1, made + 1)]
+        lines = [record(step, steps) for step in range(1, made + 1)] if kind != "eval" else []
         if kind != "eval":
             lines.insert(0, {"step": 0, "heldout": measured(before)})
             result |= {"before": measured(before), "steps": steps}
@@ -343,7 +345,8 @@ def make_stages(
     stop_at: this stage is killed after 12 steps, and later ones never ran; change: called after each finished
     stage.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     written = folder / "recipe.yaml"
     written.write_text(text.format(output=folder), "utf-8")
     staged = load_stages(str(written))
