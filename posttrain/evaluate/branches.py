@@ -85,7 +85,7 @@ def accuracy_chart(found: Sequence[Branch]) -> str:
             shown += f'<p class="branch">{_title(branch)}</p>'
         first = branch.rows[0]
         if branch.root and first.start and first.since == first.name:
-            name = f"{escape(first.origin[0])}<small>before training</small>"
+            name = f"{escape(model_name(first.origin))}<small>before training</small>"
             cells = accuracy_cell(first.start, "was") + _cell(None)
             shown += interval_row(name, first.start, None, top, cells)
         for row in branch.rows:

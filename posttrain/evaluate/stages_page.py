@@ -192,11 +192,14 @@ def _facts(row: StageRow) -> str:
     if row.parent:
         begins = f'<a href="#{escape(row.parent)}">{begins}</a>'
     taken = ", ".join(f'<a href="#{escape(name)}">{escape(name)}</a>' for name in row.rows_from)
+    added = f"{escape(points(row.added))} points" if row.added else ""
+    if row.added and row.after and row.added.n != row.after.n:
+        added += f", on the {row.added.n} problems that both answered"
     facts = [
         ("Begins with", begins),
         ("Rows from", taken),
         ("Held-out accuracy", escape(interval(row.after)) if row.after else ""),
-        ("Added", f"{escape(points(row.added))} points" if row.added else ""),
+        ("Added", added),
         ("Time", duration(60 * row.minutes) if row.minutes else ""),
     ]
     items = "".join(f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in facts if value)

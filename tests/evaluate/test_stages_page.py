@@ -153,6 +153,13 @@ def test_why_nothing_was_added_is_said(fake_stages):
     assert "What it added is not known: cold_start was judged in another form." in whole(folder).text
 
 
+def test_a_comparison_on_some_of_the_problems_says_so(fake_stages):
+    folder = fake_stages()
+    samples = path_of(folder, "reason") / "samples.jsonl"
+    rewrite(samples, lambda r: r.update(strict=None) if int(r["id"].removeprefix("heldout-")) < 10 else None)
+    assert "points, on the 54 problems that both answered" in whole(folder).text
+
+
 def test_hostile_text_everywhere_is_inert(fake_stages):
     folder = fake_stages()
     for stage in folder.glob("*-????????"):
