@@ -61,9 +61,13 @@ def line_chart(
     *,
     note: str = "",
     smooth: bool = True,
+    unit: str = "step",
     height: int = 132,
 ) -> str:
-    """A figure, or "" when nothing was measured. Many steps: a bold moving mean over the faint raw line."""
+    """A figure, or "" when nothing was measured. Many steps: a bold moving mean over the faint raw line.
+
+    unit: what one of `steps` is called.
+    """
     lines = [line for line in lines if any(v is not None for v in line.values)]
     if not lines:
         return ""
@@ -85,11 +89,11 @@ def line_chart(
     labels = _end_labels(ends, height) if len(lines) > 1 else ""
     first = lines[0]
     known = [(s, v) for s, v in zip(steps, first.values, strict=True) if v is not None]
-    summary = f"{title}: {first.label} from {fmt(known[0][1])} at step {known[0][0]:g} to "
-    summary += f"{fmt(known[-1][1])} at step {known[-1][0]:g}."
-    tips = _tips(scale, steps, [(line.label, line.values) for line in lines], fmt)
+    summary = f"{title}: {first.label} from {fmt(known[0][1])} at {unit} {known[0][0]:g} to "
+    summary += f"{fmt(known[-1][1])} at {unit} {known[-1][0]:g}."
+    tips = _tips(scale, steps, [(line.label, line.values) for line in lines], fmt, unit)
     return _figure(
-        title, fmt(known[-1][1]), note, summary, scale, ticks, fmt, "".join(drawn), labels, tips, height
+        title, fmt(known[-1][1]), note, summary, scale, ticks, fmt, "".join(drawn), labels, tips, height, unit
     )
 
 
@@ -244,7 +248,11 @@ def _end_labels(ends: list[tuple[float, str, str]], height: int) -> str:
 
 
 def _tips(
-    scale: _Scale, steps: Sequence[float], columns: Sequence[tuple[str, Sequence[Value]]], fmt: Format
+    scale: _Scale,
+    steps: Sequence[float],
+    columns: Sequence[tuple[str, Sequence[Value]]],
+    fmt: Format,
+    unit: str = "step",
 ) -> str:
     """One hover strip a step; its values appear above the plot."""
     tips = []
@@ -258,7 +266,7 @@ def _tips(
         side = " flip" if scale.x(i) > 50 else ""
         tips.append(
             f'<i style="left:{edges[i]:.2f}%;width:{edges[i + 1] - edges[i]:.2f}%">'
-            f'<b class="tip{side}"><u>step {step:g}</u>{"<br>".join(shown)}</b></i>'
+            f'<b class="tip{side}"><u>{unit} {step:g}</u>{"<br>".join(shown)}</b></i>'
         )
     return "".join(tips)
 
@@ -275,12 +283,13 @@ def _figure(
     labels: str,
     tips: str,
     height: int,
+    unit: str = "step",
 ) -> str:
     axis = share if fmt is percent else fmt
     rules = "".join(f'<path class="rule" d="M0 {scale.y(t):.2f}H100"/>' for t in ticks)
     y_axis = "".join(f'<span class="y" style="top:{scale.y(t):.2f}%">{escape(axis(t))}</span>' for t in ticks)
     first, last = scale.steps[0], scale.steps[-1]
-    x_axis = f'<span class="x first">{"step " if last > first else ""}{first:g}</span>'
+    x_axis = f'<span class="x first">{f"{unit} " if last > first else ""}{first:g}</span>'
     x_axis = x_axis + f'<span class="x last">{last:g}</span>' if last > first else x_axis
     named = " named" if labels else ""
     about = f'<p class="note">{escape(note)}</p>' if note else ""

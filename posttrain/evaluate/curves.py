@@ -20,6 +20,16 @@ SINGLE: tuple[tuple[str, str, Format, str], ...] = (
     ("Gradient norm", "grad_norm", compact, "Before clipping."),
     ("Speed", "tokens_per_second", compact, "Completion tokens a second, over the whole step."),
 )
+# Of supervised fine-tuning, beside the loss.
+LOSS = "Mean nats a token of what is learned."
+SFT: tuple[tuple[str, str, Format, str], ...] = (
+    ("Token accuracy", "mean_token_accuracy", percent, "Tokens that the model held for the likeliest."),
+    ("Entropy", "entropy", compact, "Mean nats a token."),
+    ("Gradient norm", "grad_norm", compact, "Before clipping."),
+    ("Learning rate", "learning_rate", compact, ""),
+    ("Tokens", "num_tokens", compact, "Read so far."),
+    ("Seconds an update", "seconds", compact, ""),
+)
 PHASES = ("seconds_generate", "seconds_reward", "seconds_update")
 
 Column = Callable[[Record], float | None]
@@ -27,6 +37,25 @@ Column = Callable[[Record], float | None]
 
 def curves_section(run: Run) -> str:
     """Every chart for which something was measured; "" when nothing was."""
+    wide, small = charts(run)
+    grid = _grid(wide, small)
+    if not grid:
+        return ""
+    unit = "updates" if run.kind == "sft" else "steps"
+    many = len(run.steps) >= SMOOTH_FROM
+    faint = f"Faint lines are single {unit}, bold ones a moving mean. " if many else ""
+    why = why_flat(run.steps)
+    callout = f'<p class="callout"><b>Why reward is flat.</b> {escape(why)}</p>' if why else ""
+    return (
+        f'<section><h2>How it went</h2><p class="about">{faint}Point at a chart to read its values.</p>'
+        f'{callout}<div class="charts">{grid}</div></section>'
+    )
+
+
+def charts(run: Run, height: int = 200) -> tuple[list[str], list[str]]:
+    """The large charts, of `height` pixels, and the small ones, the most telling first."""
+    if run.kind == "eval":  # one evaluation is no curve
+        return [], []
     all_steps = [float(record["step"]) for record in run.steps]
     steps, _ = thin(all_steps, [])
 
@@ -42,9 +71,21 @@ def curves_section(run: Run) -> str:
     seconds = [line(key.removeprefix("seconds_"), _key(key), tone) for tone, key in enumerate(PHASES)]
     seconds.append(line("other", _other_seconds, 5))
     silent_note = "A group is silent when all its completions got the same reward: it teaches nothing."
+    if run.kind == "sft":
+        wide = [
+            line_chart(
+                "Loss", steps, [line("loss", _key("loss"))], compact, note=LOSS, unit="update", height=height
+            )
+        ]
+        small = [
+            line_chart(title, steps, [line(title.lower(), _key(key))], fmt, note=note, unit="update")
+            for title, key, fmt, note in SFT
+        ]
+        wide.append(_heldout_chart(run, height, "update"))
+        return [chart for chart in wide if chart], [chart for chart in small if chart]
     wide = [
-        line_chart("Reward", steps, rewards, compact, height=200),
-        _heldout_chart(run),
+        line_chart("Reward", steps, rewards, compact, height=height),
+        _heldout_chart(run, height),
         line_chart("Pass rate and silent groups", steps, signal, percent, note=silent_note),
         bar_chart(
             "Seconds a step",
@@ -58,16 +99,7 @@ def curves_section(run: Run) -> str:
         line_chart(title, steps, [line(title.lower(), _key(key))], fmt, note=note)
         for title, key, fmt, note in SINGLE
     ]
-    grid = _grid([chart for chart in wide if chart], [chart for chart in small if chart])
-    if not grid:
-        return ""
-    faint = "Faint lines are single steps, bold ones a moving mean. " if len(steps) >= SMOOTH_FROM else ""
-    why = why_flat(run.steps)
-    callout = f'<p class="callout"><b>Why reward is flat.</b> {escape(why)}</p>' if why else ""
-    return (
-        f'<section><h2>How it went</h2><p class="about">{faint}Point at a chart to read its values.</p>'
-        f'{callout}<div class="charts">{grid}</div></section>'
-    )
+    return [chart for chart in wide if chart], [chart for chart in small if chart]
 
 
 def _grid(wide: list[str], small: list[str]) -> str:
@@ -79,7 +111,7 @@ def _grid(wide: list[str], small: list[str]) -> str:
     )
 
 
-def _heldout_chart(run: Run) -> str:
+def _heldout_chart(run: Run, height: int, unit: str = "step") -> str:
     lines = []
     for tone, kind in enumerate(("strict", "lenient")):
         found = [estimate(evaluation, kind) for _, evaluation in run.evaluations]
@@ -87,7 +119,9 @@ def _heldout_chart(run: Run) -> str:
         lines.append(Line(kind, [e.accuracy if e else None for e in found], tone, band, strong=tone == 0))
     steps = [step for step, _ in run.evaluations]
     note = "Greedy. Bands: 95% intervals."
-    return line_chart("Held-out accuracy", steps, lines, percent, note=note, smooth=False, height=200)
+    return line_chart(
+        "Held-out accuracy", steps, lines, percent, note=note, smooth=False, unit=unit, height=height
+    )
 
 
 def _key(key: str) -> Column:

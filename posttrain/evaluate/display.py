@@ -20,7 +20,7 @@ from rich.text import Text
 
 from posttrain.evaluate.diagnose import why_flat
 from posttrain.evaluate.metrics import number
-from posttrain.evaluate.words import NONE, decimal, duration, percent
+from posttrain.evaluate.words import NONE, compact, decimal, duration, percent
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 TWO_COLUMNS = 76  # narrower terminals get one column
@@ -77,9 +77,9 @@ class Display:
             self._line(f"{text} … {_fraction(done, total)}".rstrip(" …"))
 
     def step(self, metrics: dict[str, Any]) -> None:
-        """A finished step (or an evaluation alone: a record with "heldout" and no reward)."""
+        """A finished step or update (or an evaluation alone: a record with "heldout" and no more)."""
         now = time.monotonic()
-        if "reward" in metrics:
+        if _learned(metrics):
             # The first interval would hold start-up and the first evaluation: take the step's own time.
             measured = number(metrics.get("seconds")) if not self._intervals else None
             self._intervals.append(measured if measured is not None else now - self._last_step)
@@ -117,11 +117,15 @@ class Display:
 
     def _panel(self) -> RenderableType:
         width = self.console.width
-        latest = next((r for r in reversed(self.history) if "reward" in r), {})
+        latest = next((r for r in reversed(self.history) if _learned(r)), {})
         done = int(max((number(r.get("step")) or 0.0 for r in self.history), default=0.0))
-        parts: list[RenderableType] = [self._head(done, width)]
+        parts: list[RenderableType] = [self._head("update" if _tuned(latest) else "step", done, width)]
         if self.history:
-            left, right = self._rewards(latest, width), self._signals(latest)
+            room = max(0, min(24, width - 34 if width < TWO_COLUMNS else (width - 60) // 2))
+            if _tuned(latest):
+                left, right = self._losses(latest, room), self._rates(latest)
+            else:
+                left, right = self._rewards(latest, room), self._signals(latest)
             if width >= TWO_COLUMNS:
                 grid = Table.grid(padding=(0, 4, 0, 0))
                 grid.add_row(left, right)
@@ -134,9 +138,9 @@ class Display:
             parts += [Text(""), self._phase_row(width)]
         return Padding(Group(*parts), (1, 1, 0, 1))
 
-    def _head(self, done: int, width: int) -> RenderableType:
+    def _head(self, unit: str, done: int, width: int) -> RenderableType:
         elapsed, left = time.monotonic() - self._start, self.seconds_left()
-        step = Text.assemble(("step ", "dim"), (f"{done}", "bold"), (f"/{self.total_steps}", "dim"))
+        step = Text.assemble((f"{unit} ", "dim"), (f"{done}", "bold"), (f"/{self.total_steps}", "dim"))
         clock = Text(duration(elapsed), style="dim")
         if left is not None and done < self.total_steps:
             clock.append(f" · about {duration(left)} left")
@@ -149,15 +153,37 @@ class Display:
         row.add_row(step, bar, clock)
         return row
 
-    def _rewards(self, latest: dict[str, Any], width: int) -> Table:
+    def _rewards(self, latest: dict[str, Any], room: int) -> Table:
         table = _table()
-        room = max(0, min(24, width - 34 if width < TWO_COLUMNS else (width - 60) // 2))
         table.add_row("reward", _bold(latest.get("reward")), self._trend("reward", room))
         for name in self.names if len(self.names) > 1 else []:
             key = f"reward/{name}"
             table.add_row(
                 Text(f"  {_shorten(name, 18)}", style="dim"), decimal(latest.get(key)), self._trend(key, room)
             )
+        self._add_heldout(table)
+        return table
+
+    def _losses(self, latest: dict[str, Any], room: int) -> Table:
+        """Of supervised fine-tuning."""
+        table, accuracy = _table(), "mean_token_accuracy"
+        table.add_row("loss", _bold(latest.get("loss")), self._trend("loss", room))
+        table.add_row(
+            Text("  token accuracy", style="dim"), percent(latest.get(accuracy)), self._trend(accuracy, room)
+        )
+        self._add_heldout(table)
+        return table
+
+    def _rates(self, latest: dict[str, Any]) -> Table:
+        table = _table()
+        table.add_row("epoch", decimal(latest.get("epoch"), 2), "")
+        table.add_row("entropy", decimal(latest.get("entropy"), 2), Text("nats a token", style="dim"))
+        table.add_row("gradient", decimal(latest.get("grad_norm"), 2), Text("norm", style="dim"))
+        table.add_row("rate", compact(latest.get("learning_rate")), "")
+        table.add_row("read", compact(latest.get("num_tokens")), Text("tokens", style="dim"))
+        return table
+
+    def _add_heldout(self, table: Table) -> None:
         heldout = [r["heldout"] for r in self.history if isinstance(r.get("heldout"), dict)]
         for kind in ("strict", "lenient") if heldout else ():
             first, last = (_accuracy(h, kind) for h in (heldout[0], heldout[-1]))
@@ -168,12 +194,10 @@ class Display:
             table.add_row(
                 label, Text(percent(last and last[0]), style="bold green" if kind == "strict" else ""), change
             )
-        return table
 
     def _trend(self, key: str, room: int) -> Text:
-        return Text(
-            sparkline([number(r.get(key)) for r in self.history if "reward" in r], room), style="cyan"
-        )
+        values = [number(r.get(key)) for r in self.history if _learned(r)]
+        return Text(sparkline(values, room), style="cyan")
 
     def _signals(self, latest: dict[str, Any]) -> Table:
         table = _table()
@@ -206,9 +230,13 @@ class Display:
 
 
 def step_line(metrics: dict[str, Any], total_steps: int, names: Sequence[str], left: float | None) -> str:
-    """One step as one line; what is missing is left out."""
+    """One step or update as one line; what is missing is left out."""
     step = number(metrics.get("step"))
-    parts = [f"step {'?' if step is None else int(step)}/{total_steps}"]
+    parts = [f"{'update' if _tuned(metrics) else 'step'} {'?' if step is None else int(step)}/{total_steps}"]
+    if _tuned(metrics):
+        parts.append(f"loss {decimal(metrics.get('loss'))}")
+        if (accuracy := percent(metrics.get("mean_token_accuracy"))) != NONE:
+            parts.append(f"token accuracy {accuracy}")
     if "reward" in metrics:
         by_name = ", ".join(f"{name} {decimal(metrics.get(f'reward/{name}'), 2)}" for name in names)
         parts.append(f"reward {decimal(metrics.get('reward'))}" + (f" ({by_name})" if len(names) > 1 else ""))
@@ -235,6 +263,16 @@ def step_line(metrics: dict[str, Any], total_steps: int, names: Sequence[str], l
 
 
 # --- small words ---
+
+
+def _learned(metrics: dict[str, Any]) -> bool:
+    """Whether a record is of a step or an update, and not of an evaluation alone."""
+    return "reward" in metrics or _tuned(metrics)
+
+
+def _tuned(metrics: dict[str, Any]) -> bool:
+    """Whether a record is of an update of supervised fine-tuning."""
+    return "loss" in metrics and "reward" not in metrics
 
 
 def interval(ci95: Sequence[float] | None) -> str:

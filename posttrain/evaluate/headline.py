@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from posttrain.evaluate.charts import escape, nice_ticks
-from posttrain.evaluate.metrics import disjoint, number
+from posttrain.evaluate.difference import difference, gain, verdicts
+from posttrain.evaluate.metrics import number
 from posttrain.evaluate.runfolder import Estimate, Record, Run, estimate
 from posttrain.evaluate.words import NONE, decimal, duration, percent, share
 
@@ -21,19 +22,22 @@ def result_section(run: Run) -> str:
         return ""
     ends = [e.hi for _, b, a in kinds for e in (b, a) if e]
     top = 1.0 if max(ends) > 0.5 else nice_ticks(0.0, max(ends))[-1]
-    rows = "".join(_interval_row(_kind_label(kind, after or before), b, a, top) for kind, b, a in kinds)
-    marks = "".join(f'<span style="left:{100 * t:g}%">{share(t * top)}</span>' for t in (0, 0.5, 1))
-    when = "after" if run.finished or not after else f"step {run.evaluated}"
+    unit = "update" if run.kind == "sft" else "step"
+    when = "after" if run.finished or not after else f"{unit} {run.evaluated}"
+    sides = [("was", "before"), ("is", when)]
+    if run.kind == "eval":
+        sides, when = [("is", "accuracy")], "greedy"
+    rows = ""
+    for kind, b, a in kinds:
+        name, about = _kind_label(kind, after or before)
+        found = {"was": b, "is": a}
+        shown = "".join(accuracy_cell(found[css], css) for css, _ in sides)
+        rows += interval_row(f"{escape(name)}<small>{escape(about)}</small>", b, a, top, shown)
     _, b, a = kinds[0]
     verdict = ""
     if b and a:
-        gain = 100 * (a.accuracy - b.accuracy)
-        apart = disjoint((b.lo, b.hi), (a.lo, a.hi))
-        verdict = f'<p class="gain">{gain:+.0f} points<span>' + (
-            "the 95% intervals do not overlap</span></p>"
-            if apart
-            else "the 95% intervals overlap: this alone shows no change</span></p>"
-        )
+        same = difference(verdicts(run, "before"), verdicts(run, "after"))
+        verdict = gain(b, a, same if kinds[0][0] == "strict" else None)
     shown = [(css, word, e) for css, word, e in (("was", "before", b), ("is", when, a)) if e]
     arrow = '<span class="arrow" aria-hidden="true">→</span><small></small>'
     big = arrow.join(
@@ -41,10 +45,9 @@ def result_section(run: Run) -> str:
         for css, word, e in shown
     )
     return (
-        '<section class="result" aria-label="Held-out accuracy before and after">'
+        '<section class="result" aria-label="Held-out accuracy">'
         f'<div class="big"><p class="numbers">{big}</p>{verdict}</div>'
-        f'<div class="intervals"><div class="row head"><span></span><span class="axis">{marks}</span>'
-        f"<span>before</span><span>{escape(when)}</span></div>{rows}</div>"
+        f'<div class="intervals c{len(sides)}">{axis_row(top, [word for _, word in sides])}{rows}</div>'
         f"{_facts(run, before, after)}</section>"
     )
 
@@ -63,27 +66,35 @@ def _kind_label(kind: str, evaluation: Record) -> tuple[str, str]:
     return "Sampled", f"strict, {each}"
 
 
-def _interval_row(label: tuple[str, str], before: Estimate | None, after: Estimate | None, top: float) -> str:
+def axis_row(top: float, heads: Sequence[str]) -> str:
+    """The axis from 0 to `top` above rows of intervals, and the heads of the columns beside it."""
+    marks = "".join(f'<span style="left:{100 * t:g}%">{share(t * top)}</span>' for t in (0, 0.5, 1))
+    columns = "".join(f"<span>{escape(head)}</span>" for head in heads)
+    return f'<div class="row head"><span></span><span class="axis">{marks}</span>{columns}</div>'
+
+
+def interval_row(name: str, before: Estimate | None, after: Estimate | None, top: float, cells: str) -> str:
+    """Two accuracies with their intervals on one line. `name` and `cells` are HTML."""
     marks = ""
     if before and after:
         left, right = sorted(100 * min(e.accuracy / top, 1.0) for e in (before, after))
         marks += f'<i class="move" style="left:{left:.2f}%;width:{right - left:.2f}%"></i>'
     both = [(css, e) for css, e in (("was", before), ("is", after)) if e]
-    for css, e in both:
+    for side, e in both:
         lo, hi = (100 * min(v / top, 1.0) for v in (e.lo, e.hi))
-        marks += f'<i class="bar {css}" style="left:{lo:.2f}%;width:{hi - lo:.2f}%"></i>'
-    for css, e in both:  # above both bars, where the intervals overlap
-        marks += f'<i class="mark {css}" style="left:{100 * min(e.accuracy / top, 1.0):.2f}%"></i>'
-    cells = "".join(
-        f'<span class="cell {css}">{percent(e.accuracy) if e else NONE}'
-        + (f"<small>{100 * e.lo:.0f}–{100 * e.hi:.0f}%</small>" if e else "")
-        + "</span>"
-        for css, e in (("was", before), ("is", after))
-    )
+        marks += f'<i class="bar {side}" style="left:{lo:.2f}%;width:{hi - lo:.2f}%"></i>'
+    for side, e in both:  # above both bars, where the intervals overlap
+        marks += f'<i class="mark {side}" style="left:{100 * min(e.accuracy / top, 1.0):.2f}%"></i>'
     return (
-        f'<div class="row"><span class="name">{escape(label[0])}<small>{escape(label[1])}</small></span>'
+        f'<div class="row"><span class="name">{name}</span>'
         f'<span class="track" aria-hidden="true">{marks}</span>{cells}</div>'
     )
+
+
+def accuracy_cell(found: Estimate | None, css: str) -> str:
+    """An accuracy in figures, its interval below it."""
+    ends = f"<small>{100 * found.lo:.0f}–{100 * found.hi:.0f}%</small>" if found else ""
+    return f'<span class="cell {css}">{percent(found.accuracy) if found else NONE}{ends}</span>'
 
 
 def _facts(run: Run, before: Record, after: Record) -> str:
@@ -98,7 +109,7 @@ def _facts(run: Run, before: Record, after: Record) -> str:
         change("Mean completion", "length", lambda v: decimal(v, 0), "tokens"),
         change("Works it out in steps", "steps_share", percent),
         change("Cut off", "truncated", percent),
-        ("Steps", str(run.done) if run.done else ""),
+        ("Updates" if run.kind == "sft" else "Steps", str(run.done) if run.done else ""),
         ("Time", duration(seconds) if seconds else ""),
     ]
     items = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts if v)

@@ -6,44 +6,26 @@ Model text is data: everything is escaped, and the page's own policy forbids scr
 from __future__ import annotations
 
 from collections import Counter
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from posttrain import __version__
 from posttrain.evaluate.charts import escape
 from posttrain.evaluate.curves import curves_section
 from posttrain.evaluate.headline import result_section
 from posttrain.evaluate.metrics import number
+from posttrain.evaluate.page import RECIPE_LIMIT, table, write_page
 from posttrain.evaluate.runfolder import Run, estimate, read_run
+from posttrain.evaluate.stage_text import did, stage_section
 from posttrain.evaluate.suspicion import suspicions
 from posttrain.evaluate.words import NONE, decimal, percent
 from posttrain.evaluate.written import written_section
-from posttrain.files import replace_text
 
-RECIPE_LIMIT = 100_000  # characters shown
 REASONS = 20  # why completions were left out: so many are shown
-
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<link rel="icon" href="data:,">
-<title>{title}</title>
-<style>
-{css}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
+# What a step of each kind is called, one and several.
+STEPS = {
+    "grpo": ("step of reinforcement learning", "steps of reinforcement learning"),
+    "sft": ("update of supervised fine-tuning", "updates of supervised fine-tuning"),
+}
 
 
 def write_report(folder: Path) -> Path:
@@ -53,13 +35,9 @@ def write_report(folder: Path) -> Path:
     PosttrainError when the folder holds no run.
     """
     run = read_run(folder)
-    sections = (_head(run), _callouts(run), result_section(run), curves_section(run), written_section(run))
-    body = "\n".join(section for section in (*sections, _made_of(run)) if section)
-    css = files("posttrain.evaluate").joinpath("report.css").read_text("utf-8")
-    page = PAGE.format(title=f"{escape(run.name)} · posttrain", css=css, body=body)
-    path = folder / "report.html"
-    replace_text(path, page)
-    return path
+    sections = [_head(run), _callouts(run), result_section(run), curves_section(run), written_section(run)]
+    sections += [stage_section(folder, run), _made_of(run)]
+    return write_page(folder / "report.html", run.name, sections)
 
 
 # --- head ---
@@ -67,10 +45,16 @@ def write_report(folder: Path) -> Path:
 
 def _head(run: Run) -> str:
     before, after = (estimate(run.evaluation(when), "strict") for when in ("before", "after"))
-    model = f"<b>{escape(_model(run) or 'The model')}</b>"
+    model = f"<b>{escape(run.model or 'The model')}</b>"
     count = run.evaluated if before and after else run.done
-    steps = f"{count} step{'s' * (count != 1)} of reinforcement learning"
-    if before and after:
+    one, many = STEPS.get(run.kind, STEPS["grpo"])
+    steps = f"{count} {one if count == 1 else many}"
+    if run.kind not in STEPS:
+        lede = f"{model}: {escape(did(run))}."
+        if after:
+            n = f"{after.n} " if after.n else ""
+            lede = f"{model} gets {percent(after.accuracy)} of {n}unseen problems right."
+    elif before and after:
         n = f"{after.n or before.n} " if after.n or before.n else ""
         lede = (
             f"{model} got {percent(before.accuracy)} of {n}unseen problems right. After {steps} it gets "
@@ -83,8 +67,7 @@ def _head(run: Run) -> str:
     if run.finished:
         status = '<span class="status done">finished</span>'
     else:
-        planned = f" of {run.total_steps}" if run.total_steps else ""
-        status = f'<span class="status">not finished · step {run.done}{planned}</span>'
+        status = f'<span class="status">not finished · {escape(did(run))}</span>'
     return (
         f'<header><p class="kicker">posttrain {status}</p><h1>{escape(run.name)}</h1>'
         f'<p class="lede">{lede}</p></header>'
@@ -94,9 +77,10 @@ def _head(run: Run) -> str:
 def _callouts(run: Run) -> str:
     notes = []
     if not run.finished:
+        what = "final evaluation" if run.kind in STEPS else "result"
         notes.append(
-            '<p class="callout quiet">This run has no final evaluation: it is still going, or it was '
-            "stopped. The page shows what was written until now.</p>"
+            f'<p class="callout quiet">This run has no {what}: it is still going, or it was stopped. '
+            "The page shows what was written until now.</p>"
         )
     if run.problems:
         notes.append(f'<p class="callout quiet">{escape(" ".join(run.problems))}</p>')
@@ -128,16 +112,13 @@ def left_out(run: Run) -> list[str]:
     told = f"{masked:,.0f}{of} training completions had no reward, so nothing was learnt from them."
     if not masked:
         told = "Every completion had a reward, but one that is only reported (weight 0) failed."
-    shown = "".join(
-        f"<tr><td>{escape(reason)}</td><td>{count:,}</td></tr>"
-        for reason, count in reasons.most_common(REASONS)
+    shown = table(
+        ("reason", "times"), [(reason, f"{count:,}") for reason, count in reasons.most_common(REASONS)]
     )
     more = f" The {REASONS} most frequent of {len(reasons):,}." if len(reasons) > REASONS else ""
-    heads = '<tr><th scope="col">reason</th><th scope="col">times</th></tr>'
-    table = f'<div class="scroll"><table><thead>{heads}</thead><tbody>{shown}</tbody></table></div>'
     return [
         f'<p class="callout"><b>Rewards that failed or did not apply.</b> {told}</p>',
-        f"<details><summary>Why there was no value.{more}</summary>{table}</details>",
+        f"<details><summary>Why there was no value.{more}</summary>{shown}</details>",
     ]
 
 
@@ -148,11 +129,12 @@ def _made_of(run: Run) -> str:
     model, result = run.recipe.get("model"), run.result
     versions = result.get("versions")
     rows: list[tuple[str, Any]] = [
-        ("Model", _model(run)),
+        ("Model", run.model),
         ("Compute", model.get("compute") if isinstance(model, dict) else None),
         ("Seed", result.get("seed", run.recipe.get("seed"))),
         *_machine(result.get("machine")),
-        ("Steps", f"{run.done} of {run.total_steps}" if run.total_steps else run.done or None),
+        ("Updates" if run.kind == "sft" else "Steps", _steps(run)),
+        ("Examples", run.result.get("examples")),
         *(versions.items() if isinstance(versions, dict) else ()),
     ]
     items = "".join(
@@ -162,10 +144,11 @@ def _made_of(run: Run) -> str:
     if run.recipe_text.strip():
         text = escape(run.recipe_text[:RECIPE_LIMIT].rstrip())
         recipe = f"<details><summary>recipe.yaml, as it was resolved</summary><pre>{text}</pre></details>"
-    return (
-        f'<section><h2>What produced it</h2><dl class="made">{items}</dl>{_table(run)}{recipe}</section>'
-        f"<footer>Written by posttrain {escape(__version__)} from the files beside this page.</footer>"
-    )
+    return f'<section><h2>What produced it</h2><dl class="made">{items}</dl>{_table(run)}{recipe}</section>'
+
+
+def _steps(run: Run) -> object:
+    return f"{run.done} of {run.total_steps}" if run.total_steps else run.done or None
 
 
 def _machine(machine: object) -> list[tuple[str, Any]]:
@@ -179,17 +162,11 @@ def _machine(machine: object) -> list[tuple[str, Any]]:
     ]
 
 
-def _model(run: Run) -> str | None:
-    model = run.result.get("model") or run.recipe.get("model")
-    name = model.get("name") if isinstance(model, dict) else model
-    return None if name is None else str(name)
-
-
 def _table(run: Run) -> str:
     """Every held-out evaluation in numbers: the chart for those who cannot see it."""
     if not run.evaluations:
         return ""
-    rows = ""
+    rows = []
     for step, e in run.evaluations:
         cells = [f"{step:g}"]
         for kind in ("strict", "lenient"):
@@ -198,12 +175,6 @@ def _table(run: Run) -> str:
                 f"{percent(found.accuracy)} ({100 * found.lo:.1f}–{100 * found.hi:.1f}%)" if found else NONE
             )
         cells += [decimal(e.get("length"), 1), percent(e.get("steps_share")), percent(e.get("truncated"))]
-        rows += "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
-    heads = "".join(
-        f'<th scope="col">{h}</th>'
-        for h in ("step", "strict", "lenient", "tokens", "works it out", "cut off")
-    )
-    return (
-        '<details><summary>Held-out evaluations in numbers</summary><div class="scroll"><table>'
-        f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div></details>"
-    )
+        rows.append(cells)
+    heads = ("step", "strict", "lenient", "tokens", "works it out", "cut off")
+    return f"<details><summary>Held-out evaluations in numbers</summary>{table(heads, rows)}</details>"

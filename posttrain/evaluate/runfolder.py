@@ -15,9 +15,10 @@ from typing import Any
 import yaml
 
 from posttrain.evaluate.metrics import number
+from posttrain.recipe import STAGE
 from posttrain.types import PosttrainError
 
-FILES = ("recipe.yaml", "metrics.jsonl", "samples.jsonl", "result.json")
+FILES = ("recipe.yaml", "metrics.jsonl", "samples.jsonl", "result.json", "inputs.json")
 RECENT = 256  # training completions kept
 
 Record = dict[str, Any]
@@ -37,11 +38,14 @@ class Estimate:
 class Run:
     """What a run folder holds.
 
+    `kind`: of the stage ("grpo", "sft", "eval", "sample", "export"); a run without stages is one of "grpo".
     `steps`: the training records of metrics.jsonl in order, one a step. `evaluations`: (step, Evaluation).
     `pairs`: held-out samples by prompt id, then by phase. `recent`: the last training samples.
+    `stages`: the addresses of the stages that it took from, by name (posttrain.plan).
     """
 
     name: str
+    kind: str = "grpo"
     recipe_text: str = ""
     recipe: Record = field(default_factory=dict)
     result: Record = field(default_factory=dict)
@@ -50,12 +54,22 @@ class Run:
     pairs: dict[str, dict[str, Record]] = field(default_factory=dict)
     recent: list[Record] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    stages: dict[str, str] = field(default_factory=dict)
 
     @property
     def total_steps(self) -> int | None:
         train = self.recipe.get("train")
         planned = number(train.get("steps")) if isinstance(train, dict) else None
         return None if planned is None else int(planned)
+
+    @property
+    def model(self) -> str | None:
+        """The name of the model that it began with, for people: "smollm2-135m", "stage cold_start"."""
+        model = self.result.get("model") or self.recipe.get("model")
+        name = model.get("name") if isinstance(model, dict) else model
+        if name is None:
+            return None
+        return f"stage {str(name).removeprefix(STAGE)}" if str(name).startswith(STAGE) else str(name)
 
     @property
     def done(self) -> int:
@@ -69,14 +83,18 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return isinstance(self.result.get("after"), dict)
+        if self.kind == "export":
+            return "dtype" in self.result
+        return isinstance(self.result.get("sampled" if self.kind == "sample" else "after"), dict)
 
     def evaluation(self, when: str) -> Record | None:
         """The one "before" or "after"; for a run without a result, the first and the last held-out evaluation
-        in its metrics."""
+        in its metrics. A stage that only measures has one "after"."""
         found = self.result.get(when)
         if isinstance(found, dict):
             return found
+        if self.kind == "eval":
+            return self.evaluations[-1][1] if when == "after" and self.evaluations else None
         if when == "before" and self.evaluations and self.evaluations[0][0] == 0:
             return self.evaluations[0][1]
         if when == "after" and self.evaluations and self.evaluations[-1][0] > 0:
@@ -85,7 +103,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """PosttrainError when `folder` is not a run folder at all."""
+    """PosttrainError when `folder` is no folder of a run or a stage at all."""
     if not folder.is_dir():
         raise PosttrainError(f"{folder} is not a folder: give the folder of a run, such as runs/demo")
     if not any((folder / name).is_file() for name in FILES):
@@ -94,6 +112,12 @@ def read_run(folder: Path) -> Run:
     run.recipe_text = _text(folder / "recipe.yaml", run)
     run.recipe = _parsed(run.recipe_text, "recipe.yaml", run)
     run.result = _parsed(_text(folder / "result.json", run), "result.json", run)
+    inputs = _parsed(_text(folder / "inputs.json", run), "inputs.json", run)  # of a stage, from its beginning
+    run.kind = next((k for k in (run.result.get("kind"), inputs.get("kind")) if isinstance(k, str)), run.kind)
+    if isinstance(inputs.get("stages"), dict):
+        run.stages = {name: str(address) for name, address in inputs["stages"].items()}
+    if not run.recipe and isinstance(inputs.get("settings"), dict):
+        run.recipe = inputs["settings"]
     run.name = str(run.result.get("name") or run.recipe.get("name") or run.name)
     _read_metrics(folder / "metrics.jsonl", run)
     _read_samples(folder / "samples.jsonl", run)
@@ -133,7 +157,7 @@ def _parsed(text: str, name: str, run: Run) -> Record:
     return found if isinstance(found, dict) else {}
 
 
-def _lines(path: Path, run: Run) -> Iterator[Record]:
+def json_lines(path: Path, run: Run) -> Iterator[Record]:
     """The JSON objects of a .jsonl file. A last line without its newline is being written: no problem."""
     broken = 0
     try:
@@ -159,7 +183,7 @@ def _lines(path: Path, run: Run) -> Iterator[Record]:
 def _read_metrics(path: Path, run: Run) -> None:
     by_step: dict[float, Record] = {}
     heldout: dict[float, Record] = {}
-    for record in _lines(path, run):
+    for record in json_lines(path, run):
         step = number(record.get("step"))
         if step is None:
             continue
@@ -174,7 +198,7 @@ def _read_metrics(path: Path, run: Run) -> None:
 
 def _read_samples(path: Path, run: Run) -> None:
     recent: deque[Record] = deque(maxlen=RECENT)
-    for record in _lines(path, run):
+    for record in json_lines(path, run):
         phase, identity = record.get("phase"), record.get("id")
         if phase in ("before", "after") and record.get("split", "heldout") == "heldout":
             run.pairs.setdefault(str(identity), {})[phase] = record

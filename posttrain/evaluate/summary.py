@@ -1,43 +1,70 @@
-"""What a run came to, in a few lines for the terminal."""
+"""What a run or a stage came to, in a few lines for the terminal."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
+from posttrain.evaluate.metrics import number
+from posttrain.evaluate.runfolder import Estimate, Run, estimate, read_run
+from posttrain.evaluate.stage_text import did, sampled
 from posttrain.evaluate.suspicion import suspicion_lines
 from posttrain.profile import TABLE, TRACE
 
+DROPPED = 5  # reasons why completions were dropped: so many are shown
+
 
 def summary(folder: Path) -> str:
-    """What a finished run came to, in a few lines for the terminal."""
-    result = json.loads((folder / "result.json").read_text())
+    """What a finished run or stage came to; PosttrainError where there is none."""
+    run = read_run(folder)
+    lines = [*_accuracies(run), *_dropped(run), _work(run)]
+    for label, name, about in (
+        ("report", "report.html", ""),
+        ("rows", "rows.jsonl", ""),
+        ("model", "model", "   (loads with AutoModelForCausalLM.from_pretrained)"),
+    ):
+        if (folder / name).exists():
+            lines.append(f"{label:9} {folder / name}{about}")
+    if (folder / TABLE).is_file():
+        lines.append(f"profile   {folder / TABLE}, {folder / TRACE}")
+    return "\n".join(lines + suspicion_lines(folder))
+
+
+def _accuracies(run: Run) -> list[str]:
+    before, after = (run.evaluation(when) or {} for when in ("before", "after"))
     lines = []
     for kind, what in (
         ("strict", "in the asked-for form"),
         ("lenient", "last number anywhere"),
         ("sampled", "sampled"),
     ):
-        before, after = result["before"][kind], result["after"][kind]
-        if before and after:
-            lines.append(f"{kind:9} {_interval(before)} -> {_interval(after)}   ({what})")
-    for key, unit in (
-        ("length", "tokens a completion"),
-        ("steps_share", "of completions show a step that holds"),
+        shown = [_interval(e) for e in (estimate(before, kind), estimate(after, kind)) if e]
+        lines += [f"{kind:9} {' -> '.join(shown)}   ({what})"] if shown else []
+    for key, unit, form in (
+        ("length", "tokens a completion", ".0f"),
+        ("steps_share", "of completions show a step that holds", ".0%"),
     ):
-        before, after = result["before"][key], result["after"][key]
-        form = ".0f" if key == "length" else ".0%"
-        lines.append(f"{key.split('_')[0]:9} {before:{form}} -> {after:{form}} {unit}")
-    minutes, memory = result["seconds"] / 60, result["machine"]["peak_gib"]
-    lines.append(f"{result['steps']} steps in {minutes:.1f} minutes, {memory} GiB at most")
-    lines.append(f"report    {folder / 'report.html'}")
-    lines.append(f"model     {folder / 'model'}   (loads with AutoModelForCausalLM.from_pretrained)")
-    if (folder / TABLE).is_file():
-        lines.append(f"profile   {folder / TABLE}, {folder / TRACE}")
-    return "\n".join(lines + suspicion_lines(folder))
+        values = [v for v in (number(e.get(key)) for e in (before, after)) if v is not None]
+        shown = [format(v, form) for v in values]
+        lines += [f"{key.split('_')[0]:9} {' -> '.join(shown)} {unit}"] if shown else []
+    return lines
 
 
-def _interval(value: dict[str, Any]) -> str:
-    low, high = value["ci95"]
-    return f"{value['accuracy']:.1%} [{low:.1%} to {high:.1%}]"
+def _dropped(run: Run) -> list[str]:
+    dropped = sampled(run).get("dropped") if run.kind == "sample" else None
+    known = {k: number(v) or 0.0 for k, v in dropped.items()} if isinstance(dropped, dict) else {}
+    most = sorted(known.items(), key=lambda item: -item[1])[:DROPPED]
+    # A reason may hold a reward's own words: they must not move the cursor.
+    texts = ["".join(c if c.isprintable() else " " for c in f"{k} {v:,.0f}") for k, v in most]
+    return [f"dropped   {', '.join(texts)}"] if texts else []
+
+
+def _work(run: Run) -> str:
+    """What was done, in which time and memory."""
+    machine, seconds = run.result.get("machine"), number(run.result.get("seconds"))
+    memory = machine.get("peak_gib") if isinstance(machine, dict) else None
+    text = did(run) + (f" in {seconds / 60:.1f} minutes" if seconds is not None else "")
+    return text + (f", {memory} GiB at most" if number(memory) is not None else "")
+
+
+def _interval(value: Estimate) -> str:
+    return f"{value.accuracy:.1%} [{value.lo:.1%} to {value.hi:.1%}]"

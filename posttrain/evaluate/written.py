@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 from posttrain.evaluate.charts import escape
 from posttrain.evaluate.metrics import number
 from posttrain.evaluate.runfolder import Record, Run, transition, transitions
@@ -10,6 +12,7 @@ from posttrain.evaluate.words import compact
 SHOWN = 12  # held-out prompts shown side by side
 LATEST = 4  # training completions shown of a run that has nothing to compare yet
 TEXT_LIMIT = 6000  # characters of a completion shown
+SAMPLES = "samples.jsonl"
 CHANGES = ("wrong→right", "right→wrong", "wrong→wrong", "right→right")
 
 
@@ -17,7 +20,7 @@ def written_section(run: Run) -> str:
     """Pairs of completions of one prompt; the latest training ones while there is nothing to compare."""
     both = {k: p for k, p in run.pairs.items() if "before" in p and "after" in p}
     if not both:
-        return _latest(run)
+        return _measured(run) if run.kind == "eval" else _latest(run)
     counts = transitions(run)
     judged = sum(counts.values())
     legend = "".join(
@@ -59,17 +62,19 @@ def choose(pairs: list[dict[str, Record]], limit: int = SHOWN) -> list[dict[str,
 
 def _pair(pair: dict[str, Record]) -> str:
     before, after = pair["before"], pair["after"]
-    sides = "".join(_completion(record, word) for record, word in ((before, "before"), (after, "after")))
-    return f'<article class="sample">{_question(after)}<div class="sides">{sides}</div></article>'
+    sides = "".join(completion(record, word) for record, word in ((before, "before"), (after, "after")))
+    return f'<article class="sample">{question(after)}<div class="sides">{sides}</div></article>'
 
 
-def _question(record: Record) -> str:
+def question(record: Record, file: str = SAMPLES) -> str:
+    """A record's prompt and right answer; `file` is where the rest of a long one stands."""
     answer = record.get("answer")
     gold = f'<p class="gold">answer <b>{escape(answer)}</b></p>' if answer is not None else ""
-    return f'<div class="question"><pre dir="auto">{_clip(record.get("prompt"))}</pre>{gold}</div>'
+    return f'<div class="question"><pre dir="auto">{clip(record.get("prompt"), file)}</pre>{gold}</div>'
 
 
-def _completion(record: Record, word: str) -> str:
+def completion(record: Record, word: str, file: str = SAMPLES) -> str:
+    """A record's completion with its verdict, under a word that says which one it is."""
     tokens = number(record.get("tokens"))
     facts = [f"{tokens:.0f} tokens"] if tokens is not None else []
     total = number(record.get("total"))
@@ -78,19 +83,33 @@ def _completion(record: Record, word: str) -> str:
     facts += ["cut off"] if record.get("finish") == "length" else []
     if record.get("strict") is False and record.get("lenient") is True:
         facts.append("right number, wrong form")
-    text = _clip(record.get("completion")) or '<span class="empty">nothing</span>'
+    text = clip(record.get("completion"), file) or '<span class="empty">nothing</span>'
+    verdict = _badge(record.get("strict"))
     return (
-        f'<div class="side"><p class="meta"><span class="word">{word}</span>{_badge(record.get("strict"))}'
+        f'<div class="side"><p class="meta"><span class="word">{escape(word)}</span>{verdict}'
         f'<span>{" · ".join(facts)}</span></p><pre dir="auto" tabindex="0">{text}</pre></div>'
     )
+
+
+def _measured(run: Run) -> str:
+    """Of a model that was only evaluated: right and wrong answers in turn, the file's first ones."""
+    records = [pair["after"] for pair in run.pairs.values() if "after" in pair]
+    kinds = [[r for r in records if r.get("strict") is verdict] for verdict in (True, False)]
+    mixed = [record for turn in zip_longest(*kinds) for record in turn if record is not None]
+    shown = "".join(
+        f'<article class="sample">{question(r)}<div class="sides">{completion(r, "greedy")}</div></article>'
+        for r in (mixed or records)[:SHOWN]
+    )
+    about = '<p class="about">Right and wrong answers in turn, the first ones in the file.</p>'
+    return f"<section><h2>What it writes</h2>{about}{shown}</section>" if shown else ""
 
 
 def _latest(run: Run) -> str:
     if not run.recent:
         return ""
     shown = "".join(
-        f'<article class="sample">{_question(r)}<div class="sides">'
-        f"{_completion(r, 'step ' + compact(r.get('step')))}</div></article>"
+        f'<article class="sample">{question(r)}<div class="sides">'
+        f"{completion(r, 'step ' + compact(r.get('step')))}</div></article>"
         for r in run.recent[-LATEST:]
     )
     about = '<p class="about">The latest training completions.</p>'
@@ -114,8 +133,9 @@ def _change_label(change: str) -> str:
     return f"stayed {was}" if was == now else f"{was} → {now}"
 
 
-def _clip(text: object) -> str:
+def clip(text: object, file: str, limit: int = TEXT_LIMIT) -> str:
+    """Inert, and its beginning alone where it is long."""
     text = "" if text is None else str(text)
-    left = len(text) - TEXT_LIMIT
-    rest = f'<span class="empty">\n… {left:,} more characters in samples.jsonl</span>' if left > 0 else ""
-    return escape(text[:TEXT_LIMIT].strip("\n")) + rest
+    left = len(text) - limit
+    rest = f'<span class="empty">\n… {left:,} more characters in {file}</span>' if left > 0 else ""
+    return escape(text[:limit].strip("\n")) + rest

@@ -28,6 +28,16 @@ METRICS = {
         "lenient": {"accuracy": 0.3, "ci95": [0.25, 0.36], "n": 256},
     },
 }
+UPDATE = {
+    "step": 12,
+    "loss": 1.2345,
+    "grad_norm": 0.91,
+    "learning_rate": 2e-5,
+    "entropy": 1.041,
+    "mean_token_accuracy": 0.613,
+    "num_tokens": 10800.0,
+    "epoch": 0.31,
+}
 NAMES = ["accuracy", "form"]
 BROKEN = [
     {},
@@ -35,6 +45,8 @@ BROKEN = [
     {"step": math.nan, "reward": math.nan, "length": math.inf, "heldout": {"strict": {"accuracy": math.nan}}},
     {"step": "x", "reward": [], "groups": 0, "groups_silent": 0, "heldout": {"strict": 3, "lenient": None}},
     {"step": 2, "heldout": {"strict": {"accuracy": 0.5, "ci95": [None, "x"]}}},
+    {"step": None, "loss": None},
+    {"step": math.nan, "loss": math.nan, "mean_token_accuracy": "x", "epoch": [], "num_tokens": math.inf},
     {"step": 2, "heldout": None, "reward_failures": None, "seconds": None, "reward": 10**400},
 ]
 
@@ -69,6 +81,59 @@ def test_plain_line_says_everything():
         assert part in line
     assert "left out" not in line
     assert "left out 3" in step_line({**METRICS, "masked_rows": 3}, 40, NAMES, None)
+
+
+def test_plain_line_of_an_update():
+    line = step_line(UPDATE, 117, [], 150.0)
+    told = ["update 12/117", "loss 1.234", "token accuracy 61%", "entropy 1.04", "about 2 min left"]
+    assert line.split(" | ") == told
+    heldout = {**METRICS["heldout"]}
+    assert step_line({"step": 117, "heldout": heldout}, 117, [], None).startswith(
+        "step 117/117 | held-out 27%"
+    )
+
+
+@pytest.mark.parametrize("width", [8, 34, 60, 100])
+def test_panel_of_updates(width):
+    shown, _ = make(width, total=117, names=["accuracy"])
+    shown.step({"step": 0, "heldout": METRICS["heldout"]})
+    for step in range(1, 30):
+        shown.step({**UPDATE, "step": step, "loss": 2 - step / 20, "learning_rate": 0.0})
+    text = panel(shown)
+    assert all(cell_len(line.rstrip()) <= width for line in text.splitlines())
+    assert shown.why is None  # there is no reward that could be flat
+    if width >= 60:
+        for word in (
+            "update 29",
+            "/117",
+            "loss",
+            "0.550",
+            "█",
+            "token accuracy",
+            "61%",
+            "held-out",
+            "27%",
+            "epoch",
+            "10.8k",
+        ):
+            assert word in text
+        for word in ("reward", "silent", "pass rate"):
+            assert word not in text
+
+
+def test_time_left_of_updates(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    shown, _ = make(plain=True, total=10)
+    with shown:
+        now[0] = 100.0
+        shown.step({"step": 0, "heldout": {}})
+        now[0] = 110.0
+        shown.step({**UPDATE, "step": 1, "seconds": 2.0})
+        assert shown.seconds_left() == pytest.approx(18.0)
+        now[0] = 114.0
+        shown.step({**UPDATE, "step": 2})
+        assert shown.seconds_left() == pytest.approx(8 * 3.0)
 
 
 def test_plain_is_one_line_a_step_without_escape_codes():
