@@ -224,18 +224,19 @@ def _run_stages(args: argparse.Namespace, staged: Staged) -> int:
             print(f"stopped, and saved; {again} goes on from there", file=sys.stderr)
             return 128 + stopped.signal
     if _speaks():
-        from posttrain.plan import status
+        from posttrain.evaluate.stages_table import stages_table
 
-        print(status(staged.output))
+        print(stages_table(Path(staged.output)))
+        print(f"report    {Path(staged.output) / 'report.html'}")
     return 0
 
 
 def _status(args: argparse.Namespace) -> None:
     _is_there(args.folder)
     if _holds_stages(args.folder):
-        from posttrain.plan import status
+        from posttrain.evaluate.stages_table import stages_table
 
-        print(status(args.folder))
+        print(stages_table(args.folder))
     else:
         from posttrain.evaluate.summary import summary
 
@@ -244,9 +245,14 @@ def _status(args: argparse.Namespace) -> None:
 
 def _report(args: argparse.Namespace) -> None:
     _is_there(args.folder)
-    from posttrain.evaluate.report import write_report
+    if _holds_stages(args.folder):
+        from posttrain.evaluate.stages_page import write_stages_report
 
-    print(write_report(args.folder))
+        print(write_stages_report(args.folder))
+    else:
+        from posttrain.evaluate.report import write_report
+
+        print(write_report(args.folder))
 
 
 def _is_there(folder: Path) -> None:

@@ -18,6 +18,7 @@ import torch
 from accelerate import PartialState
 from transformers.utils.logging import disable_progress_bar
 
+from posttrain.evaluate.stages_page import write_stages_report
 from posttrain.files import replace_text
 from posttrain.memory import settle
 from posttrain.past import before, finished, held, result_of
@@ -85,8 +86,12 @@ def run_stages(
             if processes.is_main_process:
                 begin(planned)
             processes.wait_for_everyone()
-            with _room_to_write(planned.folder, "again"):
-                _run(planned, folders, stop, profile)
+            try:
+                with _room_to_write(planned.folder, "again"):
+                    _run(planned, folders, stop, profile)
+            finally:
+                if processes.is_main_process:
+                    write_stages_report(output)
     return output
 
 

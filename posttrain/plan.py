@@ -14,14 +14,14 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from posttrain import __version__
 from posttrain.files import replace_text
 from posttrain.recipe import FILES, Stage
-from posttrain.stages import Staged, kind_of, load_stages, references, sources
+from posttrain.stages import Staged, kind_of, references, sources
 from posttrain.types import PosttrainError
 from posttrain.words import did_you_mean
 
@@ -135,28 +135,14 @@ def finish(planned: Planned, outputs: Iterable[str | Path]) -> None:
     shutil.rmtree(_old(planned.folder), ignore_errors=True)
 
 
-def status(folder: str | Path) -> str:
-    """A table of the stages of a run's recipe.yaml, and of the folders that none of them uses any more.
-
-    Raises:
-        PosttrainError: no recipe there, or one that cannot be read.
-    """
-    recipe = Path(folder) / "recipe.yaml"
-    if not recipe.is_file():
-        raise PosttrainError(f"{folder} holds no recipe.yaml; is it a run's folder?")
-    planned = plan(replace(load_stages(str(recipe)), output=str(folder)))
-    rows = [("stage", "kind", "state", "why")]
-    rows += [(p.stage.name, kind_of(p.stage), p.state, p.why) for p in planned]
-    used = {p.folder for p in planned}
-    for path in sorted(Path(folder).iterdir()):
-        if path.is_dir() and path not in used and _FOLDER.fullmatch(path.name):
-            kind = (_json(path / "inputs.json") or {}).get("kind", "")
-            rows.append((path.name, str(kind), "stale", "no stage of the recipe uses it any more"))
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    return "\n".join(
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip()
-        for row in rows
-    )
+def unused(folder: Path, planned: Sequence[Planned]) -> list[Path]:
+    """The folders of stages in a run's folder that the recipe, as it is now, has no stage for."""
+    used = {one.folder.name for one in planned}
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.is_dir() and path.name not in used and _FOLDER.fullmatch(path.name)
+    ]
 
 
 def inputs_of(stage: Stage, addresses: Mapping[str, str], content: Callable[[Path], str]) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from posttrain import plan as plan_module
-from posttrain.plan import Planned, address, begin, finish, inputs_of, plan, status
-from posttrain.stages import Staged, dump, load_stages
+from posttrain.plan import Planned, address, begin, finish, inputs_of, plan, unused
+from posttrain.stages import Staged, load_stages
 from posttrain.types import PosttrainError
 
 RECIPE = """\
@@ -304,32 +304,16 @@ def test_wrong_from_and_until(start: str | None, until: str | None, words: str) 
     assert words in str(error.value)
 
 
-# -- status
+# -- what is left over
 
 
-def test_status() -> None:
+def test_folders_that_no_stage_uses() -> None:
     run(look())
-    stale = look()[0].folder
-    staged = load("stages.first.train.steps=30")
-    run(plan(staged, until="first"))
-    Path("out/recipe.yaml").write_text(dump(staged))
-    lines = status("out").splitlines()
-    assert lines[0].split() == ["stage", "kind", "state", "why"]
-    assert lines[1].split() == ["first", "grpo", "done"]
-    assert lines[2].split(maxsplit=3) == ["second", "grpo", "new", "follows first, which changed"]
-    assert lines[3].split(maxsplit=3)[:3] == ["check", "eval", "new"]
-    left = [line.split(maxsplit=3) for line in lines[4:]]
-    assert [stale.name, "grpo", "stale", "no stage of the recipe uses it any more"] in left
-    assert len(left) == 3
-    kinds = ["kind", "grpo", "grpo", "eval"]
-    assert len({line.index(f"  {kind}  ") for line, kind in zip(lines, kinds, strict=False)}) == 1
-    Path("out").rename("moved")
-    assert status(Path("moved")).splitlines()[1].split() == ["first", "grpo", "done"], "wherever it lies"
-
-
-def test_status_without_a_recipe() -> None:
-    with pytest.raises(PosttrainError, match="out holds no recipe.yaml"):
-        status("out")
+    old = [planned.folder for planned in look()]
+    assert unused(Path("out"), look()) == []
+    Path("out/notes").mkdir()
+    changed = plan(load("stages.first.train.steps=30"))
+    assert unused(Path("out"), changed) == sorted(old)
 
 
 def test_recipe_without_stages_is_planned_too() -> None:

@@ -19,7 +19,7 @@ from posttrain.evaluate.metrics import number
 from posttrain.evaluate.runfolder import Estimate, Run, estimate, read_run
 from posttrain.evaluate.stage_text import did
 from posttrain.evaluate.words import NONE, percent
-from posttrain.plan import Planned, plan
+from posttrain.plan import Planned, plan, unused
 from posttrain.recipe import STAGE
 from posttrain.stages import kind_of, load_stages, references
 from posttrain.types import PosttrainError
@@ -126,6 +126,10 @@ def stages_table(folder: Path) -> str:
         )
     if any(row.state == EARLIER for row in rows):
         lines.append(f"{EARLIER}: the recipe, a file that it names or posttrain changed since")
+    shown = {row.folder for row in rows}
+    planned = plan(replace(load_stages(str(folder / "recipe.yaml")), output=str(folder)))
+    if left := [path.name for path in unused(folder, planned) if path not in shown]:
+        lines.append(f"of no use to the recipe as it is now, and yours to delete: {', '.join(left)}")
     return "\n".join(lines)
 
 
