@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoConfig, GPT2Config, LlamaForCausalLM
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaForCausalLM
 
 from posttrain import models
-from posttrain.estimate import dry_run, estimate
+from posttrain.estimate import dry_run, dry_run_stages, estimate
+from posttrain.plan import plan
 from posttrain.recipe import Recipe, load_recipe
+from posttrain.stages import load_stages
 from posttrain.types import PosttrainError
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -99,3 +102,39 @@ def test_other_shapes_of_config() -> None:
     parts = estimate(tiny(), 124_000_000, GPT2Config())
     assert all(size > 0 for size in parts.values())
     assert parts["cache"] == pytest.approx(2 * 12 * 768 * 4 * 128 * 144 / 2**30)
+
+
+# Of Qwen2.5, as in their config.json: hidden, feed-forward, layers, heads, key heads, vocabulary, tied.
+QWEN = {
+    "Qwen/Qwen2.5-0.5B": (896, 4864, 24, 14, 2, 151936, True),
+    "Qwen/Qwen2.5-1.5B": (1536, 8960, 28, 12, 2, 151936, True),
+    "Qwen/Qwen2.5-3B": (2048, 11008, 36, 16, 2, 151936, True),
+    "Qwen/Qwen2.5-7B": (3584, 18944, 28, 28, 4, 152064, False),
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["r1/qwen2.5-1.5b", "r1/qwen2.5-3b_8gpu", "r1_zero/base", "distill/qwen2.5-7b-lora"]
+)
+def test_recipes_for_gpus_fit_on_80_gb(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shipped ones, dry-run with the models' shapes: the Hub is not asked."""
+
+    def size(name: str, layers: int | None = None) -> tuple[int, Any]:
+        keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        keys += ("num_key_value_heads", "vocab_size", "tie_word_embeddings")
+        shape = QWEN[name.removesuffix("-Instruct")]
+        config = AutoConfig.for_model("qwen2", **dict(zip(keys, shape, strict=True)))
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config).num_parameters(), config
+
+    monkeypatch.setattr(models, "size", size)
+    monkeypatch.setattr(models, "compute_type", lambda asked: torch.bfloat16)
+    staged = load_stages(name)
+    text = dry_run_stages(staged, plan(staged))
+    memory = [
+        float(line.split("about ")[1].split(" GiB")[0]) for line in text.splitlines() if " about " in line
+    ]
+    assert memory and max(memory) < 78, text
+    if "7b" in name:  # and it is the adapters that make it so
+        full = load_stages(name, ["stages.student.train.lora=null"])
+        assert "about 1" in dry_run_stages(full, plan(full))

@@ -11,6 +11,7 @@ import yaml
 
 from posttrain import content
 from posttrain.recipe import Loss, Recipe, Train, columns_in, dump_recipe, fill, load_recipe
+from posttrain.stages import dump, load_stages
 from posttrain.types import PosttrainError
 
 RECIPE = """\
@@ -71,12 +72,14 @@ def test_recipe_cannot_be_changed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [name for name, _, _ in content.listing("recipes")])
 def test_every_shipped_recipe_loads_and_survives_a_round_trip(name: str, tmp_path: Path) -> None:
-    recipe = load_recipe(name)
-    assert load_recipe(write(tmp_path, dump_recipe(recipe))) == recipe
+    staged = load_stages(name)
+    assert load_stages(write(tmp_path, dump(staged))) == staged
 
 
 def test_recipes_ship() -> None:
-    assert {"r1_zero/smollm2", "tiny/tiny"} <= {name for name, _, _ in content.listing("recipes")}
+    assert {"r1_zero/smollm2", "tiny/tiny", "r1/smollm2", "sft/smollm2", "distill/smollm2"} <= {
+        name for name, _, _ in content.listing("recipes")
+    }
 
 
 def test_round_trip_of_awkward_values(tmp_path: Path) -> None:
