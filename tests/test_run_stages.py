@@ -172,7 +172,7 @@ Interrupt = Callable[[str, int], bool]
     [
         ("cold", "evaluating before"),
         ("cold", "evaluating after"),
-        ("reason", "learning"),
+        ("reason", "generating"),
         ("good", "sampling"),
         ("small", "saving"),
     ],
