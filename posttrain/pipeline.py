@@ -18,15 +18,19 @@ import torch
 from accelerate import PartialState
 from transformers.utils.logging import disable_progress_bar
 
+from posttrain import data, models
 from posttrain.evaluate.stages_page import write_stages_report
 from posttrain.files import replace_text
+from posttrain.kinds import Export, Sft
 from posttrain.memory import settle
 from posttrain.past import before, finished, held, result_of
 from posttrain.plan import Planned, begin, finish, plan, resolved
-from posttrain.recipe import Recipe
+from posttrain.recipe import Judged, Recipe, Stage
+from posttrain.rewards import locate
 from posttrain.runners import eval as eval_
 from posttrain.runners import export, grpo, sample, sft
-from posttrain.stages import Staged, dump, kind_of
+from posttrain.session import check_trackers
+from posttrain.stages import Staged, dump, kind_of, references
 from posttrain.stop import Stop, Stopped
 from posttrain.types import PosttrainError
 
@@ -72,6 +76,9 @@ def run_stages(
     output = Path(staged.output)
     with Stop() as stop, _alone(processes, output):
         todo = plan(staged, start, until)
+        for planned in todo:
+            if planned.state != "done":
+                _check(planned.stage)
         processes.wait_for_everyone()  # all have read the folders before one of them changes
         if processes.is_main_process:
             replace_text(output / "recipe.yaml", dump(staged))
@@ -93,6 +100,29 @@ def run_stages(
                 if processes.is_main_process:
                     write_stages_report(output)
     return output
+
+
+def _check(stage: Stage) -> None:
+    """Refuse now what would else be found out when the stage's turn comes, perhaps hours from now.
+
+    Raises:
+        PosttrainError: a reward, a model or rows that cannot be had; those of earlier stages come later.
+    """
+    taken = {what for _, what, _ in references(stage)}
+    check_trackers(getattr(stage, "trackers", ()))
+    if isinstance(stage, (Judged, Export)) and "model" not in taken:
+        models.resolve(stage.model.name)
+    if isinstance(stage, Judged):
+        for reward in stage.rewards:
+            locate(reward.use, reward.args)
+        if "rows" not in taken:
+            logging.disable(logging.WARNING)  # what is dropped is told when the stage runs
+            try:
+                data.examples(stage.data, stage.completion) if isinstance(stage, Sft) else data.load(
+                    stage.data
+                )
+            finally:
+                logging.disable(logging.NOTSET)
 
 
 def _run(planned: Planned, folders: dict[str, Path], stop: Stop, profile: bool) -> None:

@@ -124,8 +124,8 @@ def test_cp(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("recipes/r1_zero/smolm2", "did you mean 'recipes/r1_zero/smollm2'?"),
-        ("smollm2", "did you mean 'recipes/r1_zero/smollm2'?"),
+        ("recipes/r1_zero/smolm2", "did you mean 'recipes/r1_zero/smollm2'"),
+        ("smollm2", "or 'recipes/r1_zero/smollm2'?"),
         ("recipe/tiny/tiny", "did you mean 'recipes/tiny/tiny'"),
         ("reward/../pyproject", "nothing named"),
         ("zzzz", "`posttrain ls` lists what ships"),

@@ -25,6 +25,7 @@ from posttrain.files import append
 from posttrain.pipeline import run
 from posttrain.recipe import Recipe, load_recipe
 from posttrain.rollout.plain import PlainEngine
+from posttrain.stages import load_stages
 from posttrain.stop import Stopped
 from posttrain.train import checkpoint, grpo
 from posttrain.types import PosttrainError
@@ -513,7 +514,9 @@ NEEDS_PACKAGE = pytest.mark.skipif(
 def shipped() -> list[Any]:
     found = []
     for name, _, _ in content.listing("recipes"):
-        recipe = load_recipe(name)
+        recipe = load_stages(name).single
+        if not isinstance(recipe, Recipe):
+            continue  # of stages: tests/test_run_stages.py
         hub = any(source.source.startswith("hub:") for source in (recipe.data.train, recipe.data.heldout))
         if recipe.model.name in OFFLINE and not hub:
             slow = [] if recipe.model.name == "tiny" else [pytest.mark.slow, NEEDS_PACKAGE]

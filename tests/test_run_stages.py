@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -82,8 +83,8 @@ def records(path: Path) -> list[dict[str, Any]]:
 
 
 def begun(said: str) -> list[str]:
-    """The stages that a run said it begins."""
-    return [line.split("] ")[1].split(" (")[0] for line in said.splitlines() if line.startswith("[")]
+    """The stages that a run said it begins: "… [1/6] base (eval) in …"."""
+    return re.findall(r"\[\d+/\d+\] (\w+) \(", said)
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +210,7 @@ def test_stopped_it_goes_on_in_the_stage_that_was_left(
 
 
 def test_the_command_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "run"
     staged(folder)
@@ -219,8 +220,9 @@ def test_the_command_line(
     assert "# 3. reason (grpo), new in" in planned and "tiny: 0.1 M parameters" in planned
     assert not folder.exists()
     assert cli.main(["run", *given, "--until", "base"]) == 0
-    captured = capsys.readouterr()
-    assert begun(captured.err) == ["base"]
+    assert "update" not in capsys.readouterr().err
+    assert begun(caplog.text) == ["base"]
+    caplog.clear()
     assert cli.main(["status", str(folder)]) == 0
     table = capsys.readouterr().out
     assert "base" in table and "done" in table and "served" in table
@@ -229,15 +231,18 @@ def test_the_command_line(
         (["--from", "good", "--until", "base"], "comes after"),
         (["stages.cold.train.epoch=2"], "did you mean stages.cold.train.epochs?"),
         (["stages.cold.completion={trace}"], "has no column 'trace'"),
+        (["stages.good.rewards=[{use: acuracy}]"], "Did you mean 'accuracy'?"),
+        (["stages.small.model.name=tinny"], "did you mean 'tiny'?"),
     ):
         assert cli.main(["run", *given, *wrong]) == 2
-        assert words in capsys.readouterr().err
+        captured = capsys.readouterr()
+        assert words in captured.err and not begun(caplog.text), "before anything runs"
     assert cli.main(["run", "tiny/tiny", f"output={tmp_path / 'one'}", "--from", "base"]) == 2
     assert "the recipe is a single one" in capsys.readouterr().err
 
 
 def test_nothing_kept_says_what_to_change(tmp_path: Path) -> None:
     strict = staged(tmp_path / "run", "stages.good.keep.least={accuracy: 2.0}")
-    with pytest.raises(PosttrainError, match="accuracy"):
+    with pytest.raises(PosttrainError, match="nothing is kept of 128 completions"):
         run_stages(strict)
     assert [planned.state for planned in plan(strict)] == ["done", "done", "done", "begun", "new", "new"]

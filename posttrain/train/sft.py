@@ -19,6 +19,7 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
 from posttrain.kinds import Lora, SftTrain
@@ -72,9 +73,15 @@ def sft(
                 f"packing: the model's attention ({model.config._attn_implementation}) lets packed examples "
                 "see each other; set packing to false"
             )
-        trainer.train(resume_from_checkpoint=trainer.newest())
-        if trainer.state.global_step < trainer.state.max_steps:
-            raise Stopped(stop.signal)
+        saved = trainer.newest()
+        if saved is not None and _is_last(
+            saved
+        ):  # asked to go on from there, transformers makes an update more
+            trainer._load_from_checkpoint(saved)
+        else:
+            trainer.train(resume_from_checkpoint=saved)
+            if trainer.state.global_step < trainer.state.max_steps:
+                raise Stopped(stop.signal)
         if adapters is not None:
             merged: Any = trainer.accelerator.unwrap_model(trainer.model)
             merged.merge_and_unload().requires_grad_(True)  # peft had frozen all but the adapters
@@ -165,6 +172,11 @@ class _Watch(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if "loss" in logs and state.is_world_process_zero:  # not the summary at the end
             self.tell(state.global_step, state.max_steps, dict(logs))
+
+
+def _is_last(checkpoint: str) -> bool:
+    state = json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text())
+    return state["global_step"] >= state["max_steps"]
 
 
 def found(folder: Path) -> list[Path]:

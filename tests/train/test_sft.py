@@ -297,6 +297,17 @@ def test_a_kill_while_saving_costs_only_that_checkpoint(
     assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == ["step-000004", "step-000006"]
 
 
+@pytest.mark.parametrize("epochs", [2.0, 0.5])
+@pytest.mark.parametrize("lora", [None, Lora(rank=2)])
+def test_a_run_that_had_come_to_its_end_makes_no_update_more(
+    tmp_path: Path, words: PreTrainedTokenizerFast, epochs: float, lora: Lora | None
+) -> None:
+    settings = SETTINGS.model_copy(update={"epochs": epochs, "lora": lora, "warmup": 1})
+    whole = Run(tmp_path, words, settings)
+    again = Run(tmp_path, words, settings)
+    assert whole.curve and again.curve == [] and same_weights(again.model, whole.model)
+
+
 def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, words: PreTrainedTokenizerFast) -> None:
     assert Run(tmp_path, words, ask_at=0).stopped
     with pytest.raises(PosttrainError, match="other examples or with other settings"):
