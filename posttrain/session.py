@@ -71,6 +71,12 @@ class Session:
             log.warning(
                 "accelerate launch started a single process; without GPUs, --multi_gpu starts several"
             )
+        others = self.accelerator.num_processes - 1
+        if isinstance(self.stage, Recipe) and self.stage.train.ahead and others:
+            raise PosttrainError(
+                f"train.ahead: the next batch is drawn by a thread that cannot talk to the other {others} "
+                "processes; set it to false, or run one process"
+            )
         self.main = self.accelerator.is_main_process
         try:
             if self.main:

@@ -26,7 +26,7 @@ from posttrain.train.logprobs import Policy
 from posttrain.train.metrics import gather
 from posttrain.train.optimizer import adamw
 from posttrain.train.work import work
-from posttrain.types import Group, PosttrainError, Prompt
+from posttrain.types import Group, Prompt
 
 OUTPUTS = ("model", "result.json")
 
@@ -50,12 +50,6 @@ def run(recipe: Recipe, past: dict[str, Any] | None, stop: Stop, profile: bool =
         Rewards(recipe.rewards, recipe.reward_deadline, recipe.reward_workers) as rewards,
         Session(recipe, recipe.model, past or {"inputs": inputs}, stop) as session,
     ):
-        others = session.accelerator.num_processes - 1
-        if recipe.train.ahead and others:
-            raise PosttrainError(
-                f"train.ahead: the next batch is drawn by a thread that cannot talk to the other {others} "
-                "processes; set it to false, or run one process"
-            )
         session.show(recipe.train.steps, rewards.names)
         _Run(recipe, session, rewards, HeldOut(session, recipe, heldout)).go(prompts, profile)
 

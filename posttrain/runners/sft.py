@@ -59,8 +59,7 @@ def _go(stage: Sft, session: Session, rows: list[Example], heldout: HeldOut) -> 
     model, tokenizer = load(stage.model)
     if session.accelerator.device.type == "cpu":  # torch's fused attention took 2.5 times as long there
         model.set_attn_implementation("eager")
-    if session.main:
-        _show(stage, rows, tokenizer, session)
+    _show(stage, rows, tokenizer, session)
     last = time.perf_counter()
 
     def on_log(update: int, updates: int, metrics: dict[str, float]) -> None:
@@ -95,12 +94,12 @@ def _go(stage: Sft, session: Session, rows: list[Example], heldout: HeldOut) -> 
 
 
 def _show(stage: Sft, rows: list[Example], tokenizer: Any, session: Session) -> None:
-    """Once, in the terminal and in a file: what the model sees, and which of it carries loss."""
-    if (session.folder / EXAMPLES).is_file():
+    """In the terminal and in a file: what the model sees, and which of it carries loss."""
+    # By TRL's trainer, so every process takes part. No text has control characters of its own in it.
+    green = [shown(row, tokenizer, stage.train, GREEN) for row in rows[:SHOWN]]
+    if session.display is None:
         return
-    assert session.display is not None
-    where, marks = ("in «…»", MARKS) if session.display.plain else ("green", GREEN)
-    first = shown(rows[0], tokenizer, stage.train, marks)
+    texts = [text.replace(GREEN[0], MARKS[0]).replace(GREEN[1], MARKS[1]) for text in green]
+    first, where = (texts[0], "in «…»") if session.display.plain else (green[0], "green")
     session.display.note(f"an example as the model sees it; what carries loss is {where}:\n{first}")
-    texts = [shown(row, tokenizer, stage.train) for row in rows[:SHOWN]]
     replace_text(session.folder / EXAMPLES, "\n\n---\n\n".join(texts) + "\n")
