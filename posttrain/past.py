@@ -118,7 +118,26 @@ def held(folder: Path) -> Iterator[None]:
         os.close(place)
 
 
-def fingerprint(
+def with_inputs(
+    folder: str | Path,
+    past: dict[str, Any] | None,
+    train: Sequence[Prompt] | Sequence[Row],
+    heldout: Sequence[Prompt],
+    rewards: Sequence[Spec],
+) -> dict[str, Any]:
+    """The result so far, `past`, with what the run reads; a new run's holds that alone.
+
+    Raises:
+        PosttrainError: the run read something else when it was begun.
+    """
+    inputs = _fingerprint(train, heldout, rewards)
+    if past is None:
+        return {"inputs": inputs}
+    _refuse_changes(folder, past, inputs)
+    return past
+
+
+def _fingerprint(
     train: Sequence[Prompt] | Sequence[Row], heldout: Sequence[Prompt], rewards: Sequence[Spec]
 ) -> dict[str, str]:
     """What a run reads beside its recipe and its model, with a short hash each: rows, own rewards' files."""
@@ -141,8 +160,7 @@ def _rows(rows: Sequence[Prompt] | Sequence[Row]) -> str:
     return f"{len(rows)} rows, {digest.hexdigest()[:12]}"
 
 
-def refuse_changes(folder: str | Path, past: dict[str, Any], inputs: dict[str, str]) -> None:
-    """Raise PosttrainError where what the run reads is not what it was."""
+def _refuse_changes(folder: str | Path, past: dict[str, Any], inputs: dict[str, str]) -> None:
     then = past.get("inputs", {})
     changed = [
         f"{key}: {then.get(key, 'not there')} then, {inputs.get(key, 'not there')} now"

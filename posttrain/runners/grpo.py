@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from posttrain import data, models
 from posttrain.evaluate.report import write_report
 from posttrain.files import append
-from posttrain.past import fingerprint, lengths, refuse_changes, rewind
+from posttrain.past import lengths, rewind, with_inputs
 from posttrain.profile import Profile, one_step
 from posttrain.recipe import Recipe
 from posttrain.rewards import Rewards
@@ -42,13 +42,11 @@ def run(recipe: Recipe, past: dict[str, Any] | None, stop: Stop, profile: bool =
     """
     check_trackers(recipe.trackers)
     prompts, heldout = data.load(recipe.data)
-    inputs = fingerprint(prompts, heldout, recipe.rewards)
-    if past is not None:
-        refuse_changes(recipe.output, past, inputs)
+    past = with_inputs(recipe.output, past, prompts, heldout, recipe.rewards)
     models.resolve(recipe.model.name)
     with (
         Rewards(recipe.rewards, recipe.reward_deadline, recipe.reward_workers) as rewards,
-        Session(recipe, recipe.model, past or {"inputs": inputs}, stop) as session,
+        Session(recipe, recipe.model, past, stop) as session,
     ):
         session.show(recipe.train.steps, rewards.names)
         _Run(recipe, session, rewards, HeldOut(session, recipe, heldout)).go(prompts, profile)

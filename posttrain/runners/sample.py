@@ -10,7 +10,7 @@ from typing import Any
 
 from posttrain import data, models
 from posttrain.kinds import Sample
-from posttrain.past import fingerprint, refuse_changes
+from posttrain.past import with_inputs
 from posttrain.rejection import draw, select
 from posttrain.rewards import Rewards
 from posttrain.session import Session, answering
@@ -22,13 +22,11 @@ OUTPUTS = ("rows.jsonl", "result.json")
 def run(stage: Sample, past: dict[str, Any] | None, stop: Stop) -> None:
     """Sample in `stage.output`, after the shards that are there; raises as `runners.grpo.run` does."""
     prompts, heldout = data.load(stage.data)
-    inputs = fingerprint(prompts, heldout, stage.rewards)
-    if past is not None:
-        refuse_changes(stage.output, past, inputs)
+    past = with_inputs(stage.output, past, prompts, heldout, stage.rewards)
     models.resolve(stage.model.name)
     with (
         Rewards(stage.rewards, stage.reward_deadline, stage.reward_workers) as rewards,
-        Session(stage, stage.model, past or {"inputs": inputs}, stop) as session,
+        Session(stage, stage.model, past, stop) as session,
     ):
         session.show(0)
         session.write_result()  # what was read, before the first shard hangs on it

@@ -12,7 +12,7 @@ from posttrain import data, models
 from posttrain.evaluate.report import write_report
 from posttrain.files import replace_text
 from posttrain.kinds import Sft
-from posttrain.past import fingerprint, forget_updates, lengths, refuse_changes, rewind
+from posttrain.past import forget_updates, lengths, rewind, with_inputs
 from posttrain.session import HeldOut, Session, answering, check_trackers, engine_for, load
 from posttrain.stop import Stop, Stopped
 from posttrain.train.logprobs import Policy
@@ -28,11 +28,9 @@ def run(stage: Sft, past: dict[str, Any] | None, stop: Stop) -> None:
     """Train in `stage.output`, or go on with what is there; raises as `runners.grpo.run` does."""
     check_trackers(stage.trackers)
     rows, heldout = data.examples(stage.data, stage.completion)
-    inputs = fingerprint(rows, heldout, stage.rewards)
-    if past is not None:
-        refuse_changes(stage.output, past, inputs)
+    past = with_inputs(stage.output, past, rows, heldout, stage.rewards)
     models.resolve(stage.model.name)
-    with Session(stage, stage.model, past or {"inputs": inputs}, stop) as session:
+    with Session(stage, stage.model, past, stop) as session:
         session.show(0)
         try:
             _go(stage, session, rows, HeldOut(session, stage, heldout))
