@@ -127,8 +127,8 @@ def _scores(
 def select(folder: Path, keep: Keep, seed: int, names: Mapping[str, str]) -> dict[str, Any]:
     """Write `folder/rows.jsonl` from the shards that `draw` wrote, in the order of the prompts.
 
-    A row: "prompt" (text or messages), "completion" (text), "answer", "pass_rate" of its prompt, the rewards'
-    parts, and the prompt's own columns but for those of the same names. The shards are read twice; in memory
+    A row: "prompt" (text or messages), "completion" (text), "answer", "pass_rate" of its prompt, "scores" (the
+    rewards' parts), and the prompt's own columns but for those of the same names. The shards are read twice; in memory
     are which completions are kept, and a short hash of each that could have been.
 
     Args:
@@ -255,10 +255,11 @@ def _row(line: Line, k: int, least: Least) -> Line:
         "completion": completion["text"],
         "answer": line["answer"],
         "pass_rate": passed / len(line["completions"]),
+        "scores": completion["parts"],
     }
-    others = line["columns"] | completion["parts"]
     # `messages` is a whole conversation to fine-tuning, which would learn it instead of the completion.
-    return ours | {name: value for name, value in others.items() if name not in ours and name != "messages"}
+    taken = (*ours, "messages")
+    return ours | {name: value for name, value in line["columns"].items() if name not in taken}
 
 
 def _nothing(

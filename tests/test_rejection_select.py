@@ -321,8 +321,8 @@ def test_rows_are_examples_for_fine_tuning_as_they_are(tmp_path: Path) -> None:
     folder = written(tmp_path, [(asked, [said("四 ", a=1.0), said("нет", a=0.0)])], **columns)
     select(folder, Keep(least={"a": 1.0}), 0, {"a": "a"})
     [row] = lines(folder / "rows.jsonl")
-    ours = {"prompt": asked, "completion": "四 ", "answer": "4", "pass_rate": 0.5}
-    assert row == ours | {"a": 1.0, "level": 3, "question": "2 + 2", "place": 0}
+    ours = {"prompt": asked, "completion": "四 ", "answer": "4", "pass_rate": 0.5, "scores": {"a": 1.0}}
+    assert row == ours | {"a": "no reward", "level": 3, "question": "2 + 2", "place": 0}
     heldout = tmp_path / "heldout.jsonl"
     heldout.write_text(json.dumps({"question": "1 + 1 = ?", "answer": "2"}) + "\n")
     sources = {"train": {"source": str(folder / "rows.jsonl")}, "heldout": {"source": str(heldout)}}
