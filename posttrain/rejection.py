@@ -127,9 +127,9 @@ def _scores(
 def select(folder: Path, keep: Keep, seed: int, names: Mapping[str, str]) -> dict[str, Any]:
     """Write `folder/rows.jsonl` from the shards that `draw` wrote, in the order of the prompts.
 
-    A row: "prompt" (text or messages), "completion" (text), "answer", "pass_rate" of its prompt, "scores" (the
-    rewards' parts), and the prompt's own columns but for those of the same names. The shards are read twice; in memory
-    are which completions are kept, and a short hash of each that could have been.
+    A row: "prompt" (text or messages), "completion" (text), "answer", "pass_rate" of its prompt, "scores"
+    (the rewards' parts), and the prompt's own columns but for those of the same names. The shards are read
+    twice; in memory are which completions are kept, and a short hash of each that could have been.
 
     Args:
         names: of each reward in `keep.least`, its name among the parts: {"./mine.py:right": "right"}.
