@@ -6,6 +6,7 @@ Its folder is as that of `grpo` (runners/grpo.py), with examples.txt: what the m
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 from posttrain import data, models
@@ -16,7 +17,7 @@ from posttrain.past import forget_updates, lengths, rewind, with_inputs
 from posttrain.session import HeldOut, Session, answering, check_trackers, engine_for, load
 from posttrain.stop import Stop, Stopped
 from posttrain.train.logprobs import Policy
-from posttrain.train.sft import found, sft
+from posttrain.train.sft import found, newest, sft
 from posttrain.train.sft_data import GREEN, MARKS, Example, shown
 
 OUTPUTS = ("model", "result.json")
@@ -51,9 +52,9 @@ def _go(stage: Sft, session: Session, rows: list[Example], heldout: HeldOut) -> 
         session.write_result()
     session.watch("loading the model")
     checkpoints = folder / "checkpoints"
-    saved = found(checkpoints)
+    saved = newest(checkpoints)
     if session.main:
-        forget_updates(folder, result["records"], int(saved[-1].name.removeprefix("step-")) if saved else 0)
+        forget_updates(folder, result["records"], _step(saved) if saved else 0)
     model, tokenizer = load(stage.model)
     if session.accelerator.device.type == "cpu":  # torch's fused attention took 2.5 times as long there
         model.set_attn_implementation("eager")
@@ -83,12 +84,16 @@ def _go(stage: Sft, session: Session, rows: list[Example], heldout: HeldOut) -> 
     if session.stop.asked:
         raise Stopped(session.stop.signal)
     policy = Policy(model.to(session.accelerator.device))
-    result["steps"] = int(found(checkpoints)[-1].name.removeprefix("step-"))
+    result["steps"] = _step(found(checkpoints)[-1])
     after = heldout(engine_for(policy, tokenizer, session.dtype), tokenizer, result["steps"], "after")
     if session.main:
         session.watch("saving")
         models.save(model, tokenizer, folder / "model")
     result["after"] = after
+
+
+def _step(saved: Path) -> int:
+    return int(saved.name.removeprefix("step-"))
 
 
 def _show(stage: Sft, rows: list[Example], tokenizer: Any, session: Session) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -48,8 +49,7 @@ def save(
             tokenizer.save_pretrained(aside)
             torch.save(optimizer.state_dict(), aside / OPTIMIZER)
             (aside / STATE).write_text(json.dumps(asdict(state)))
-            manifest = {name: _digest(aside / name) for name in _names(aside)}
-            (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            seal(aside)
     except (OSError, SafetensorError, RuntimeError) as error:  # torch.save tells of a full disk by the last
         there = found(folder)
         last = f"the last one, {there[-1]}, is as it was" if there else "there was none before it"
@@ -71,14 +71,19 @@ def found(folder: Path) -> list[Path]:
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest whole checkpoint; None where there never was one. Damaged ones are named and passed over.
+    """The newest whole checkpoint under `folder`; raises as `last_whole`."""
+    return last_whole(found(folder), STATE)
+
+
+def last_whole(paths: Sequence[Path], needed: str) -> Path | None:
+    """The last that is whole; None of none. Damaged ones are named and passed over.
 
     Raises:
-        PosttrainError: there are checkpoints, and all are damaged.
+        PosttrainError: all are damaged.
     """
     damaged = []
-    for path in reversed(found(folder)):
-        trouble = damage(path)
+    for path in reversed(paths):
+        trouble = damage(path, needed)
         if trouble is None:
             for words in damaged:
                 log.warning("passed over the checkpoint %s; going on from %s", words, path.name)
@@ -92,13 +97,24 @@ def newest(folder: Path) -> Path | None:
     return None
 
 
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint; None where every file is as it was written. Reads all of it."""
+def seal(folder: Path) -> None:
+    """Write the manifest of all that `folder` holds."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    manifest = {name: _digest(folder / name) for name in names}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+
+
+def damage(path: Path, needed: str = STATE) -> str | None:
+    """What is wrong with a checkpoint; None where every file is as it was written. Reads all of it.
+
+    Args:
+        needed: a file that its manifest must name.
+    """
     try:
         manifest = json.loads((path / MANIFEST).read_text())
     except (OSError, ValueError):
         return f"its {MANIFEST} is missing or cannot be read"
-    if not isinstance(manifest, dict) or STATE not in manifest:
+    if not isinstance(manifest, dict) or needed not in manifest:
         return f"its {MANIFEST} is damaged"
     for name, digest in manifest.items():
         try:
@@ -115,10 +131,6 @@ def state_of(path: Path) -> State:
 
 def load_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> None:
     optimizer.load_state_dict(torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True))
-
-
-def _names(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 def _digest(path: Path) -> str:

@@ -24,6 +24,7 @@ from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
 from posttrain.kinds import Lora, SftTrain
 from posttrain.stop import Stop, Stopped
+from posttrain.train.checkpoint import MANIFEST, last_whole, seal
 from posttrain.train.sft_data import Example, Trainer, arguments, own_accelerate, prepared, quiet, reported
 from posttrain.types import PosttrainError
 
@@ -126,6 +127,7 @@ class _Trainer(Trainer):
         if self.is_world_process_zero():
             (made,) = aside.glob("checkpoint-*")
             (made / OURS).write_text(json.dumps({"is_of": self.is_of, "tokens": self._total_train_tokens}))
+            seal(made)
             shutil.rmtree(folder / name, ignore_errors=True)
             made.rename(folder / name)
             aside.rmdir()
@@ -135,17 +137,17 @@ class _Trainer(Trainer):
 
     def newest(self) -> str | None:
         """The newest whole checkpoint, of the same data and settings; its token count is taken over."""
-        saved = found(Path(str(self.args.output_dir)))
-        if not saved:
+        saved = newest(Path(str(self.args.output_dir)))
+        if saved is None:
             return None
-        ours = json.loads((saved[-1] / OURS).read_text())
+        ours = json.loads((saved / OURS).read_text())
         if ours["is_of"] != self.is_of:
             raise PosttrainError(
-                f"{saved[-1]} was trained on other examples or with other settings; delete it, or take "
+                f"{saved} was trained on other examples or with other settings; delete it, or take "
                 "another folder"
             )
         self._total_train_tokens = ours["tokens"]
-        return str(saved[-1])
+        return str(saved)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._aside or self.args.output_dir)
@@ -180,8 +182,14 @@ def _is_last(checkpoint: str) -> bool:
 
 
 def found(folder: Path) -> list[Path]:
-    """The whole checkpoints in `folder`, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if (path / OURS).is_file())
+    """The checkpoints in `folder`, oldest first."""
+    ours = (path for path in folder.glob("step-*") if (path / MANIFEST).exists() or (path / OURS).exists())
+    return sorted(ours)
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest whole checkpoint in `folder`; raises as `checkpoint.last_whole`."""
+    return last_whole(found(folder), OURS)
 
 
 @contextmanager

@@ -297,6 +297,32 @@ def test_a_kill_while_saving_costs_only_that_checkpoint(
     assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == ["step-000004", "step-000006"]
 
 
+def test_a_damaged_checkpoint_is_passed_over(
+    tmp_path: Path, words: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = SETTINGS.model_copy(update={"checkpoint_every": 2})
+    whole = Run(tmp_path, words, settings)
+    last = found(tmp_path)[-1]
+    for file, words_said in (
+        ("model.safetensors", "is not what was written"),
+        ("optimizer.pt", "cannot be read"),
+    ):
+        if file == "optimizer.pt":
+            (last / file).unlink()
+        else:
+            content = bytearray((last / file).read_bytes())
+            content[len(content) // 2] ^= 1
+            (last / file).write_bytes(content)
+        caplog.clear()
+        again = Run(tmp_path, words, settings)
+        assert f"{file} {words_said}" in caplog.text and again.curve == whole.curve[-2:]
+        assert same_weights(again.model, whole.model)
+    for path in found(tmp_path):
+        (path / "trainer_state.json").write_text("{")
+    with pytest.raises(PosttrainError, match="no checkpoint is whole"):
+        Run(tmp_path, words, settings)
+
+
 @pytest.mark.parametrize("epochs", [2.0, 0.5])
 @pytest.mark.parametrize("lora", [None, Lora(rank=2)])
 def test_a_run_that_had_come_to_its_end_makes_no_update_more(
