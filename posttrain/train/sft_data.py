@@ -54,7 +54,11 @@ def prepared(
         args.packing = False
         args.completion_only_loss = settings.loss == "completion" and form != "messages"
         args.assistant_only_loss = settings.loss == "completion" and form == "messages"
-        rows = Dataset.from_list([{**example, "row": row} for row, example in enumerate(examples)])
+        # TRL looks for the form of all in the first example, in whichever of its lists its set gives first.
+        full = [{**example, "row": row} for row, example in enumerate(examples) if [] not in example.values()]
+        if not full:
+            return Dataset.from_dict({"row": [], "input_ids": [], "labels": []})
+        rows = Dataset.from_list(full)
         try:
             trainer = Trainer(model=unused, args=args, train_dataset=rows, processing_class=tokenizer)
         except (ValueError, RuntimeError) as error:

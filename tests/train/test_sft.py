@@ -365,6 +365,7 @@ def test_empty_answers(words: PreTrainedTokenizerFast) -> None:
     assert learned(words, rows[0]) == "<|end|>"
     both = [{"prompt": prompt, "completion": []}, {"prompt": prompt, "completion": said("", "b")[1:]}]
     assert prepared(both, words, SETTINGS)["row"] == [1]
+    assert len(prepared(both[:1], words, SETTINGS)) == 0
 
 
 @pytest.mark.parametrize(
