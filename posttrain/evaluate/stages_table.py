@@ -8,7 +8,7 @@ problems that both answered (same id, same question), with the interval of a pai
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -92,21 +92,30 @@ def stage_rows(folder: Path) -> list[StageRow]:
     Raises:
         PosttrainError: the folder holds no recipe of stages, or one that cannot be read.
     """
+    return _rows(_planned(folder))
+
+
+def _planned(folder: Path) -> list[Planned]:
     recipe = folder / "recipe.yaml"
     if not recipe.is_file():
         raise PosttrainError(f"{folder} holds no recipe.yaml; give the folder of a run, such as runs/demo")
     staged = load_stages(str(recipe))
-    if staged.stages[0].output == staged.output:
+    if staged.single is not None:
         raise PosttrainError(f"{recipe} has no stages: it is the recipe of a single run")
+    return plan(replace(staged, output=str(folder)))
+
+
+def _rows(planned: Sequence[Planned]) -> list[StageRow]:
     rows: dict[str, StageRow] = {}
-    for planned in plan(replace(staged, output=str(folder))):
-        rows[planned.stage.name] = _read(planned, rows)
+    for one in planned:
+        rows[one.stage.name] = _read(one, rows)
     return [_compared(row, rows) for row in rows.values()]
 
 
 def stages_table(folder: Path) -> str:
     """The rows for the terminal, at most 110 columns wide; PosttrainError as `stage_rows`."""
-    rows = stage_rows(folder)
+    planned = _planned(folder)
+    rows = _rows(planned)
     cells = [("stage", "kind", "state", "held-out", "added", "min", "what it did")]
     cells += [
         (row.name, row.kind, row.state, interval(row.after), points(row.added), minutes(row), row.did)
@@ -127,7 +136,6 @@ def stages_table(folder: Path) -> str:
     if any(row.state == EARLIER for row in rows):
         lines.append(f"{EARLIER}: the recipe, a file that it names or posttrain changed since")
     shown = {row.folder for row in rows}
-    planned = plan(replace(load_stages(str(folder / "recipe.yaml")), output=str(folder)))
     if left := [path.name for path in unused(folder, planned) if path not in shown]:
         lines.append(f"of no use to the recipe as it is now, and yours to delete: {', '.join(left)}")
     return "\n".join(lines)
