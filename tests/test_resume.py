@@ -9,6 +9,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -253,6 +254,17 @@ def test_stages_killed_at_any_moment_end_the_same(seed: int, kills: int, tmp_pat
         assert wait(in_a_process(lambda folder=folder: run_stages(staged(folder)))) == 0
         same_stages(folder, whole)
     assert -signal.SIGKILL in seen, "every run had ended before it was killed"
+
+
+def test_stages_killed_between_their_last_record_and_their_end_end_the_same(tmp_path: Path) -> None:
+    """As in the moment in which the report is written: all is there but the mark that it is done."""
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    assert wait(in_a_process(lambda: run_stages(staged(whole)))) == 0
+    shutil.copytree(whole, folder)
+    for planned in plan(staged(folder)):
+        (planned.folder / "done.json").unlink()
+    assert wait(in_a_process(lambda: run_stages(staged(folder)))) == 0
+    same_stages(folder, whole)
 
 
 @pytest.mark.slow

@@ -121,12 +121,11 @@ class _Run:
                 if any(gather([session.stop.asked])):
                     raise Stopped(session.stop.signal)
             save()
-            if "after" not in session.result:
-                after = self.heldout(self.engine, self.tokenizer, state.step, "after")
-                if session.main:
-                    session.watch("saving")
-                    models.save(model, self.tokenizer, self.folder / "model")
-                session.result["after"] = after
+            after = self.heldout(self.engine, self.tokenizer, state.step, "after")
+            if session.main:
+                session.watch("saving")
+                models.save(model, self.tokenizer, self.folder / "model")
+            session.result["after"] = after
         except Stopped:
             save()
             raise
