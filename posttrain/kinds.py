@@ -18,6 +18,7 @@ from posttrain.recipe import (
     Stage,
     Text,
     Trackers,
+    Trained,
     Whole,
 )
 from posttrain.settings import Section, Wrong
@@ -81,7 +82,7 @@ class Sft(Judged):
     completion: Text = "{completion}"
     """What the model shall write; {column} stands for a column of the row."""
     train: SftTrain = SftTrain()
-    evaluate: Evaluation = Evaluation()
+    evaluate: Trained = Trained()
     trackers: Trackers = ()
 
 

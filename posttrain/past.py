@@ -192,9 +192,10 @@ def rewind(folder: Path, records: dict[str, int]) -> None:
 def forget_updates(folder: Path, records: dict[str, int], step: int) -> None:
     """Keep what `lengths` said `records` for, and of what was written since, the updates up to `step`."""
     metrics = folder / "metrics.jsonl"
-    written = metrics.read_bytes()
+    written = metrics.read_bytes() if metrics.exists() else b""
+    known = records.get("metrics.jsonl", 0)
     rewind(folder, records)
-    made = [line for line in written[records["metrics.jsonl"] :].splitlines(True) if line.endswith(b"\n")]
+    made = [line for line in written[known:].splitlines(True) if line.endswith(b"\n")]
     kept = [line for line in made if "heldout" not in (one := json.loads(line)) and one["step"] <= step]
     if kept:
-        replace_text(metrics, (written[: records["metrics.jsonl"]] + b"".join(kept)).decode("utf-8"))
+        replace_text(metrics, (written[:known] + b"".join(kept)).decode("utf-8"))

@@ -229,7 +229,12 @@ class Evaluation(Section):
     temperature: Positive = 1.0
 
 
-class Evaluate(Evaluation):
+class Trained(Evaluation):
+    before: bool = True
+    """Measure the model that the stage begins with too; false where an earlier stage has done so."""
+
+
+class Evaluate(Trained):
     every: Whole = 10
     """In steps; 0: only before and after."""
 

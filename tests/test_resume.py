@@ -197,6 +197,7 @@ stages:
   - name: reason
     kind: grpo
     model: {name: "stage:cold"}
+    evaluate: {before: false}
     train: {steps: 3, prompts: 2, tokens: 1024, schedule: cosine}
   - name: good
     kind: sample
@@ -205,6 +206,7 @@ stages:
   - name: again
     kind: sft
     data: {train: {source: "stage:good"}}
+    evaluate: {before: false}
     train: {batch: 4, rows: 2, max_length: 160}
   - name: served
     kind: export

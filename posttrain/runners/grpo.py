@@ -76,7 +76,7 @@ class _Run:
         if saved:
             checkpoint.load_optimizer(saved, optimizer)
         self.engine = engine_for(policy, self.tokenizer, session.dtype)
-        if "before" not in session.result:
+        if recipe.evaluate.before and "before" not in session.result:
             session.result["before"] = self.heldout(self.engine, self.tokenizer, 0, "before")
             session.result["records"] = lengths(self.folder)
             self._write_result(State())

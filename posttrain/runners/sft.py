@@ -44,10 +44,11 @@ def run(stage: Sft, past: dict[str, Any] | None, stop: Stop) -> None:
 def _go(stage: Sft, session: Session, rows: list[Example], heldout: HeldOut) -> None:
     result, folder = session.result, session.folder
     result |= {"examples": len(rows), "epochs": stage.train.epochs}
-    if "before" not in result:
+    if "records" not in result:
         if session.main:
             rewind(folder, {})
-        result["before"] = heldout(*answering(session, stage.model), 0, "before")
+        if stage.evaluate.before:
+            result["before"] = heldout(*answering(session, stage.model), 0, "before")
         result["records"] = lengths(folder)
         session.write_result()
     session.watch("loading the model")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import trl.trainer.utils
 from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -57,7 +58,7 @@ def sft(
         PosttrainError: examples, settings, model or the checkpoint in the folder do not fit each other.
     """
     adapters = _adapters(settings.lora)
-    with quiet(), own_accelerate(), _as_it_was(model):
+    with quiet(), own_accelerate(), _as_it_was(model), _scored_alone():
         data = reported(prepared(examples, tokenizer, settings, seed), len(examples), settings)
         trainer = _Trainer(
             model=model,
@@ -207,6 +208,21 @@ def _as_it_was(model: Any) -> Iterator[None]:
         model.__dict__.pop("forward", None)
         if forward is not None:
             model.forward = forward
+
+
+@contextmanager
+def _scored_alone() -> Iterator[None]:
+    """Let TRL's head score only the positions that carry loss on every device, as it does on CUDA.
+
+    Elsewhere it scores all and drops the others, for accelerators that compile anew for each shape; on a CPU
+    that is a third of an update for nothing.
+    """
+    asked = trl.trainer.utils._use_triton  # which the head asks for this alone; its kernels ask their own
+    trl.trainer.utils._use_triton = lambda device: True
+    try:
+        yield
+    finally:
+        trl.trainer.utils._use_triton = asked
 
 
 def _adapters(lora: Lora | None) -> Any:

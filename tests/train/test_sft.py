@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import trl.trainer.utils
 from accelerate import Accelerator
 from datasets import Dataset
 from safetensors.torch import load_file
@@ -167,6 +168,22 @@ def test_it_is_trls_training(tmp_path: Path, words: PreTrainedTokenizerFast, kin
     assert len(losses) == updates and min(losses) < 0.95 * losses[0]
     assert same_weights(ours.model, theirs) and not same_weights(ours.model, small())
     assert set(ours.curve[0][1]) >= {"loss", "grad_norm", "learning_rate", "num_tokens", "entropy"}
+
+
+def test_the_head_scores_what_carries_loss_alone(
+    tmp_path: Path, words: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head, scored = trl.trainer.utils._ChunkedLogProbFunction, []
+
+    def apply(hidden: torch.Tensor, *rest: Any) -> Any:
+        scored.append(len(hidden))
+        return head.apply(hidden, *rest)
+
+    monkeypatch.setattr(trl.trainer.utils, "_ChunkedLogProbFunction", SimpleNamespace(apply=apply))
+    Run(tmp_path, words, SETTINGS.model_copy(update={"epochs": 1.0}))
+    rows: Any = prepared(TEXTS, words, SETTINGS)
+    assert sum(scored) == sum(label != -100 for row in rows for label in row["labels"][1:])
+    assert not trl.trainer.utils._use_triton(torch.device("cpu"))
 
 
 def test_nothing_of_the_trainer_is_left_behind(tmp_path: Path, words: PreTrainedTokenizerFast) -> None:
