@@ -15,6 +15,7 @@ from posttrain.evaluate.runfolder import Record
 from posttrain.evaluate.stage_text import counts, example_text, kept_rows
 from posttrain.evaluate.stages_table import (
     EARLIER,
+    LEARNS,
     StageRow,
     interval,
     minutes,
@@ -111,7 +112,8 @@ def started(branch: Branch, rows: Sequence[StageRow]) -> Verdicts:
     since = next((row for row in rows if first and row.name == first.since), None)
     if since is None or first is None:
         return {}
-    return verdicts(since.run, "before" if since is first else "after")
+    learns = since.origin == first.origin and since.kind in LEARNS  # one that began with the same model
+    return verdicts(since.run, "before" if learns else "after")
 
 
 def _table(rows: Sequence[StageRow]) -> str:

@@ -202,6 +202,7 @@ def _compared(row: StageRow, rows: Mapping[str, StageRow]) -> StageRow:
     then = [(parent, "after")] if parent is not None and parent.after else []
     then.append((row, "before"))
     then += [(r, "after") for r in rows.values() if r.kind == "eval" and r.after and r.origin == row.origin]
+    then += [(r, "before") for r in rows.values() if r.run is not None and r.origin == row.origin]
     trouble = ""
     for other, phase in then:
         start = estimate(other.run and other.run.evaluation(phase), "strict")

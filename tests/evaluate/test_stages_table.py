@@ -98,6 +98,9 @@ def test_an_evaluation_of_the_base_model_stands_in_for_the_stages_own(fake_stage
     assert row.since == "base" and row.added is not None
     (path_of(folder, "base") / "samples.jsonl").unlink()
     row = by_name(folder)["zero"]
+    assert row.since == "cold_start" and row.added is not None  # another stage began with the same model
+    (path_of(folder, "cold_start") / "samples.jsonl").unlink()
+    row = by_name(folder)["zero"]
     assert row.added is None and row.note == "base answered other problems"
 
 
