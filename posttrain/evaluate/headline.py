@@ -27,6 +27,8 @@ def result_section(run: Run) -> str:
     sides = [("was", "before"), ("is", when)]
     if run.kind == "eval":
         sides, when = [("is", "accuracy")], "greedy"
+    elif not before:
+        sides = sides[1:]
     rows = ""
     for kind, b, a in kinds:
         name, about = _kind_label(kind, after or before)

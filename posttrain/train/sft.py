@@ -217,12 +217,13 @@ def _scored_alone() -> Iterator[None]:
     Elsewhere it scores all and drops the others, for accelerators that compile anew for each shape; on a CPU
     that is a third of an update for nothing.
     """
-    asked = trl.trainer.utils._use_triton  # which the head asks for this alone; its kernels ask their own
-    trl.trainer.utils._use_triton = lambda device: True
+    head: Any = trl.trainer.utils
+    asked = head._use_triton  # TRL 1.16: the head asks it for this alone; its kernels ask their own
+    head._use_triton = lambda device: True
     try:
         yield
     finally:
-        trl.trainer.utils._use_triton = asked
+        head._use_triton = asked
 
 
 def _adapters(lora: Lora | None) -> Any:

@@ -261,6 +261,17 @@ def test_a_result_without_after_is_not_finished(fake_run):
     assert "not finished" in page_of(folder).text
 
 
+def test_a_model_that_was_not_measured_before_has_no_column_for_it(fake_run):
+    folder = fake_run()
+    result = json.loads((folder / "result.json").read_text())
+    del result["before"]
+    (folder / "result.json").write_text(json.dumps(result))
+    metrics = (folder / "metrics.jsonl").read_text().splitlines(True)
+    (folder / "metrics.jsonl").write_text("".join(line for line in metrics if '"step": 0' not in line))
+    heads = [f"<span>{head}</span>" for head in ("before", "after")]
+    assert [head in write_report(folder).read_text() for head in heads] == [False, True]
+
+
 def test_damaged_lines_are_counted_and_the_later_record_of_a_step_counts(tmp_path):
     lines = [
         '{"step": 0, "heldout": {"strict": {"accuracy": 0.1}}}',

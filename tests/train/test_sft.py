@@ -173,17 +173,18 @@ def test_it_is_trls_training(tmp_path: Path, words: PreTrainedTokenizerFast, kin
 def test_the_head_scores_what_carries_loss_alone(
     tmp_path: Path, words: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    head, scored = trl.trainer.utils._ChunkedLogProbFunction, []
+    theirs: Any = trl.trainer.utils
+    head, scored = theirs._ChunkedLogProbFunction, []
 
     def apply(hidden: torch.Tensor, *rest: Any) -> Any:
         scored.append(len(hidden))
         return head.apply(hidden, *rest)
 
-    monkeypatch.setattr(trl.trainer.utils, "_ChunkedLogProbFunction", SimpleNamespace(apply=apply))
+    monkeypatch.setattr(theirs, "_ChunkedLogProbFunction", SimpleNamespace(apply=apply))
     Run(tmp_path, words, SETTINGS.model_copy(update={"epochs": 1.0}))
     rows: Any = prepared(TEXTS, words, SETTINGS)
     assert sum(scored) == sum(label != -100 for row in rows for label in row["labels"][1:])
-    assert not trl.trainer.utils._use_triton(torch.device("cpu"))
+    assert not theirs._use_triton(torch.device("cpu"))
 
 
 def test_nothing_of_the_trainer_is_left_behind(tmp_path: Path, words: PreTrainedTokenizerFast) -> None:
