@@ -224,40 +224,39 @@ def means(trials: int) -> str:
 
 def comparisons(trials: int) -> str:
     """Two models on the same questions: the interval holds the true difference; if it is 0, p <= 0.05."""
-    lines = [
-        "| questions | metric | models | truth | interval holds it | false |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = ["| questions | metric | shown | t | false (of 5) |", "|---|---|---|---|---|"]
     rng = np.random.default_rng(1)
-    covered: list[float] = []
-    wrong: list[float] = []
-    for metric, values in {"verdict": avg(1), **metrics()}.items():
-        if metric not in ("verdict", "avg@4", "avg@64", "pass@8 of 16"):
-            continue
-        samples = len(values) - 1
-        for one, two, shared in PAIRS:
-            means_of = [float(chances(DIFFICULTY[name], samples) @ values) for name in (one, two)]
-            truth = (1 - shared) * (means_of[1] - means_of[0])
-            for n in QUESTIONS[:3]:
+    outside, finer = [], {name: metrics()[name] for name in ("avg@4", "avg@64", "pass@8 of 16")}
+    every: list[tuple[list[float], list[float], list[float]]] = []
+    for n in QUESTIONS[:3]:
+        for metric, values in {"verdict": avg(1), **finer}.items():
+            samples = len(values) - 1
+            shown: list[float] = []
+            plain: list[float] = []
+            false: list[float] = []
+            for one, two, shared in PAIRS:
+                before, after = (float(chances(DIFFICULTY[name], samples) @ values) for name in (one, two))
+                truth = (1 - shared) * (after - before)
                 first = difficulties(rng, DIFFICULTY[one], (trials, n))
                 own = difficulties(rng, DIFFICULTY[two], (trials, n))
                 second = np.where(rng.random((trials, n)) < shared, first, own)
                 a, b = values[rng.binomial(samples, first)], values[rng.binomial(samples, second)]
-                got = [
-                    compare(x.tolist(), y.tolist(), seed=i, draws=199)
-                    for i, (x, y) in enumerate(zip(a, b, strict=True))
-                ]
-                inside = fmean(g["ci95"][0] <= truth + 1e-12 and truth - 1e-12 <= g["ci95"][1] for g in got)
-                covered.append(inside)
-                false = ""
+                both = zip(a.tolist(), b.tolist(), strict=True)
+                got = [compare(x, y, seed=i, draws=199) for i, (x, y) in enumerate(both)]
+                lo, hi = np.array([g["ci95"] for g in got]).T
+                shown.append(share_inside((lo, hi), truth))
+                half = STUDENT[n] * (b - a).std(axis=1, ddof=1) / math.sqrt(n)
+                mean = (b - a).mean(axis=1)
+                plain.append(share_inside((mean - half, mean + half), truth))
                 if abs(truth) < 1e-9:
-                    wrong.append(fmean(g["p"] <= 0.05 for g in got))
-                    false = f"{100 * wrong[-1]:.1f}"
-                lines.append(
-                    f"| {n} | {metric} | {one}, {two} | {truth:+.3f} | {100 * inside:.1f} | {false} |"
-                )
-    lines.append(f"| all | | | | {of_many(covered)} | {of_many(wrong)} |")
-    return "\n".join(lines)
+                    false.append(fmean(g["p"] <= 0.05 for g in got))
+                if not 0.93 <= shown[-1] <= 0.97:
+                    outside.append(f"{n} questions, {metric}, {one} and {two}: {100 * shown[-1]:.1f}")
+            every.append((shown, plain, false))
+            lines.append(f"| {n} | {metric} | {' | '.join(map(of_many, every[-1]))} |")
+    total = [of_many([share for row in every for share in row[i]]) for i in range(3)]
+    lines.append(f"| all | | {' | '.join(total)} |")
+    return "\n".join([*lines, "", "Shown, outside of 93 to 97:", *outside])
 
 
 def power(trials: int) -> str:
@@ -278,7 +277,7 @@ def power(trials: int) -> str:
             size = 0.6 * (up - down)
             asked = sorted(questions_needed(*pair(300), size) for _ in range(51))
             needed = asked[25]
-            seen = fmean(compare(*pair(needed), seed=i, draws=199)["p"] <= 0.05 for i in range(trials))
+            seen = fmean(compare(*pair(needed), seed=i, draws=999)["p"] <= 0.05 for i in range(trials))
             lines.append(f"| avg@{samples} | {size:.2f} | {needed} | {100 * seen:.1f} |")
     return "\n".join(lines)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from posttrain.evaluate.metrics import Z95, paired
 from posttrain.hacking import gap
-from posttrain.harness.intervals import Array, check, is_binary
+from posttrain.harness.intervals import Array, check, is_binary, mean_interval
 
 EXACT = 20  # questions that differ, up to which every choice of signs is tried: half a million sums
 FEWEST = 6  # questions, all won: p = 2 / 2^6 is the first below 0.05
@@ -28,8 +28,8 @@ def compare(a: Sequence[float], b: Sequence[float], seed: int = 0, draws: int = 
 
     difference: mean of b minus mean of a. gained, lost: questions on which b has the higher, the lower value.
     With values of 0 and 1 alone the interval is Tango's (`paired`) and the test McNemar's ("mcnemar"); with
-    others they are Student's t of the differences and the test of flipped signs ("signs"). Interval and p
-    come from different tests and can disagree at the edge; with 0 and 1 it is p that asks for more.
+    others they are `difference_interval` and the test of flipped signs ("signs"). Interval and p come from
+    different tests and can disagree at the edge; with 0 and 1 it is p that asks for more.
 
     Args:
         a, b: [questions] a value in [0, 1] for each question, in the same order.
@@ -43,8 +43,7 @@ def compare(a: Sequence[float], b: Sequence[float], seed: int = 0, draws: int = 
         test, p, ends = "mcnemar", mcnemar(gained, lost), paired(gained, lost, n)
     else:
         test, p = "signs", sign_flips(differences.tolist(), seed, draws)
-        student = gap(second.tolist(), first.tolist())
-        ends = max(-1.0, student.low), min(1.0, student.high)
+        ends = difference_interval(first, second)
     difference = math.fsum(differences) / n
     return {
         "difference": difference,
@@ -55,6 +54,27 @@ def compare(a: Sequence[float], b: Sequence[float], seed: int = 0, draws: int = 
         "gained": gained,
         "lost": lost,
     }
+
+
+def difference_interval(a: Array, b: Array) -> tuple[float, float]:
+    """95% interval of the mean of b - a, for values in [0, 1] that are not all 0 or 1.
+
+    The wider, at either end, of two. Student's t of the differences is right for a few questions. From some
+    thirty up the Bayesian bootstrap of `mean_interval` is, between minus and plus the largest difference
+    seen: models that differ on few questions may differ by as much on one that was not asked, and t, which
+    knows the spread alone, misses too often on the side of the longer tail.
+    """
+    student = gap(b.tolist(), a.tolist())
+    differences = b - a
+    largest = float(np.abs(differences).max())
+    lo, hi = student.low, student.high
+    if largest > 0:
+        # Put on [0, 1], where 1/2 is no difference.
+        scaled = np.clip((differences / largest + 1) / 2, 0, 1)
+        support, counts = np.unique(scaled, return_counts=True)
+        low, high = mean_interval(support, counts[None].astype(float))
+        lo, hi = min(lo, largest * (2 * float(low[0]) - 1)), max(hi, largest * (2 * float(high[0]) - 1))
+    return max(-1.0, lo), min(1.0, hi)
 
 
 def mcnemar(gained: int, lost: int) -> float:

@@ -85,7 +85,7 @@ def _upper(support: Array, counts: Array) -> Array:
         weight = 1 / (1 - values + away * values)  # 1 / (1 - theta v), without the cancellation
         mass = shape * weight
         theta = 1 - away[:, 0]
-        x = mass @ values / mass.sum(axis=1)
+        x = np.minimum(1.0, mass @ values / mass.sum(axis=1))  # rounding must not lift it over 1
         cumulant = total * np.log(1 - x + away[:, 0] * x) + (shape * np.log(weight)).sum(axis=1)
         r = np.sqrt(np.maximum(-2 * cumulant, 1e-12))
         q = theta * np.sqrt(np.maximum((mass * weight * (values - x[:, None]) ** 2).sum(axis=1), 1e-18))

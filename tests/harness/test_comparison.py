@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from posttrain.evaluate.metrics import paired
-from posttrain.harness.comparison import compare, mcnemar, questions_needed, sign_flips
+from posttrain.harness.comparison import compare, difference_interval, mcnemar, questions_needed, sign_flips
 
 
 def test_verdicts_are_compared_by_mcnemar_and_tango():
@@ -63,7 +63,7 @@ def test_sign_flips_of_many_questions_are_drawn_and_seeded():
         sign_flips([0.1, math.nan])
 
 
-def test_finer_values_are_compared_by_t_and_flipped_signs():
+def test_a_few_finer_values_are_compared_by_t_and_flipped_signs():
     a, b = [0.25, 0.5, 0.75, 0.0, 0.5], [0.5, 0.75, 0.75, 0.25, 0.25]
     got = compare(a, b)
     differences = np.array([0.25, 0.25, 0.0, 0.25, -0.25])
@@ -72,6 +72,17 @@ def test_finer_values_are_compared_by_t_and_flipped_signs():
     assert got["p"] == sign_flips(differences.tolist())
     assert (got["test"], got["gained"], got["lost"], got["n"]) == ("signs", 3, 1, 5)
     assert got["difference"] == pytest.approx(0.1)
+
+
+def test_few_questions_that_differ_much_widen_the_side_on_which_they_lie():
+    """27 questions alike and 3 won by far: Student's t is as wide on both sides, which misses too often."""
+    differences = np.array([0.01, -0.01, 0.0] * 9 + [0.8, 0.6, 0.9])
+    lo, hi = difference_interval(np.full(30, 0.05), 0.05 + differences)
+    mean, half = differences.mean(), 2.04523 * differences.std(ddof=1) / math.sqrt(30)
+    assert lo < mean - half and mean + half < hi
+    assert hi - mean > 1.1 * (mean - lo)
+    mirrored = difference_interval(0.05 + differences, np.full(30, 0.05))
+    assert mirrored == pytest.approx((-hi, -lo), abs=1e-7)
 
 
 def test_nothing_changed_one_question_and_all_changed():
