@@ -26,8 +26,8 @@ JEFFREYS = 0.5  # questions that are imagined at 0, and at 1
 def average(values: Sequence[float]) -> dict[str, Any]:
     """One value a question -> {"value": the mean, "ci95": [lo, hi], "n": questions}.
 
-    Wilson's interval if all values are 0 or 1, `mean_interval` if not. ValueError for no questions, a NaN, or
-    a value outside of [0, 1].
+    Wilson's interval if all values are 0 or 1, `mean_interval` if not. Questions weigh alike, also those with
+    fewer samples. ValueError for no questions, a NaN, or a value outside of [0, 1].
     """
     checked = check(values)
     n = len(checked)
