@@ -1,0 +1,304 @@
+"""How often the 95% intervals of an evaluation hold the truth, and how often equal models seem to differ.
+
+    python -m benchmarks.coverage [verdicts means comparisons power] [--trials 1000]
+
+How hard questions are is drawn from mixtures of Beta distributions, from 5% right to 95%, and samples from
+the questions; the truth is the mean over all questions, from the mixture itself. An honest 95% interval
+holds it in 95% of the trials. Beside posttrain's intervals (posttrain.harness.intervals) stand others:
+
+  clustered  Wilson's at the effective number of samples (posttrain.evaluate.metrics)
+  t          mean and Student's t over questions
+  BCa        the bootstrap over questions, of 1,000 draws and a fifth of the trials, for 30 and 100 questions
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from statistics import fmean
+
+import numpy as np
+
+from posttrain.evaluate.metrics import wilson
+from posttrain.harness.comparison import compare, questions_needed
+from posttrain.harness.estimators import cons_at_k, pass_at_k
+from posttrain.harness.intervals import Array, bootstrap, mean_interval
+
+Mixture = list[tuple[float, float, float]]  # weight and the two shapes of each Beta distribution
+
+DIFFICULTY: dict[str, Mixture] = {
+    "nearly all hard": [(1, 0.5, 9.5)],
+    "hard or impossible": [(1, 0.1, 1.9)],
+    "one in 20 easy": [(0.95, 0.3, 30), (0.05, 8, 2)],
+    "hard": [(1, 1, 4)],
+    "hard, a fifth easy": [(0.8, 0.3, 6), (0.2, 5, 2)],
+    "even": [(1, 1, 1)],
+    "middling": [(1, 5, 5)],
+    "bimodal": [(1, 0.3, 0.3)],
+    "half and half": [(0.5, 0.5, 8), (0.5, 8, 0.5)],
+    "easy": [(1, 4, 1)],
+    "nearly all easy": [(1, 9.5, 0.5)],
+    "sure or easy": [(1, 1.9, 0.1)],
+}
+# Two models: with the first chance a question is as hard for both, else the second's is drawn on its own.
+PAIRS = [
+    ("hard", "hard", 0.7),
+    ("nearly all hard", "nearly all hard", 0.7),
+    ("nearly all easy", "nearly all easy", 0.9),
+    ("bimodal", "half and half", 0.8),
+    ("even", "middling", 0.0),
+    ("one in 20 easy", "nearly all hard", 0.9),
+    ("hard", "even", 0.5),
+    ("bimodal", "easy", 0.8),
+    ("half and half", "nearly all easy", 0.9),
+]
+QUESTIONS = (30, 100, 300, 1000)
+STUDENT = {30: 2.0452, 100: 1.9842, 300: 1.9679, 1000: 1.9623}  # 97.5% quantiles, of one degree less
+LEAST, MOST = 0.03, 0.97  # truths beyond are counted apart: pass@8 of easy questions is 0.9999
+
+
+def chances(mixture: Mixture, n: int) -> Array:
+    """[n + 1] the probability of each number of right ones among n samples of a random question."""
+    log = math.lgamma
+
+    def beta_binomial(c: int, a: float, b: float) -> float:
+        ways = log(n + 1) - log(c + 1) - log(n - c + 1)
+        return math.exp(ways + log(c + a) + log(n - c + b) - log(n + a + b) + log(a + b) - log(a) - log(b))
+
+    found = np.array([sum(w * beta_binomial(c, a, b) for w, a, b in mixture) for c in range(n + 1)])
+    return found / found.sum()
+
+
+def difficulties(rng: np.random.Generator, mixture: Mixture, size: tuple[int, int]) -> Array:
+    weights, a, b = np.array(mixture).T
+    which = rng.choice(len(mixture), p=weights / weights.sum(), size=size)
+    return rng.beta(a[which], b[which])
+
+
+def avg(n: int) -> Array:
+    """[n + 1] a question's value by its number of right samples."""
+    return np.arange(n + 1) / n
+
+
+def passing(n: int, k: int) -> Array:
+    return np.array([pass_at_k(n, c, k) for c in range(n + 1)])
+
+
+def voting(n: int, k: int) -> Array:
+    """Half of the wrong answers are one and the same, the others all differ."""
+    found = []
+    for c in range(n + 1):
+        wrong = n - c
+        groups = [0] * c + [1] * (wrong // 2) + list(range(2, 2 + wrong - wrong // 2))
+        found.append(cons_at_k(groups, [True] * c + [False] * wrong, k))
+    return np.array(found)
+
+
+def metrics() -> dict[str, Array]:
+    return {
+        "avg@4": avg(4),
+        "avg@16": avg(16),
+        "avg@64": avg(64),
+        "pass@8 of 16": passing(16, 8),
+        "pass@8 of 64": passing(64, 8),
+        "cons@8 of 64": voting(64, 8),
+    }
+
+
+def shown_ends(values: Array, counts: Array) -> tuple[Array, Array]:
+    """`average` of posttrain.harness.intervals, for many trials at once."""
+    lo, hi = mean_interval(values, counts)
+    mean = counts @ values / counts.sum(axis=1)
+    lo, hi = np.minimum(lo, mean), np.maximum(hi, mean)
+    for i in np.flatnonzero(counts[:, (values > 0) & (values < 1)].sum(axis=1) == 0):
+        lo[i], hi[i] = wilson(round(float(counts[i] @ values)), counts[i].sum())
+    return lo, hi
+
+
+def clustered_ends(values: Array, counts: Array) -> tuple[Array, Array]:
+    """`clustered` of posttrain.evaluate.metrics from the counts of the values, for many trials at once."""
+    questions, samples = counts.sum(axis=1), len(values) - 1
+    p = counts @ values / questions
+    spread, alone = counts @ values**2 / questions - p**2, p * (1 - p)
+    ends = []
+    for mean, variance, most, n in zip(p, spread / questions, alone, questions, strict=True):
+        effective = n
+        if most > 1e-12:
+            effective = min(n * samples, max(1.0, most / variance if variance > 1e-15 else math.inf))
+        ends.append(wilson(min(mean, 1.0) * effective, effective))
+    lo, hi = np.array(ends).T
+    return lo, hi
+
+
+def student_ends(values: Array, counts: Array) -> tuple[Array, Array]:
+    questions = counts.sum(axis=1)
+    mean = counts @ values / questions
+    variance = np.maximum(0, counts @ values**2 - questions * mean**2) / (questions - 1)
+    half = STUDENT[int(questions[0])] * np.sqrt(variance / questions)
+    return mean - half, mean + half
+
+
+def bca_ends(values: Array, counts: Array) -> tuple[Array, Array]:
+    rows = [np.repeat(values, row).tolist() for row in counts.astype(int)]
+    lo, hi = np.array([bootstrap(row, seed, 1000) for seed, row in enumerate(rows)]).T
+    return lo, hi
+
+
+def share_inside(ends: tuple[Array, Array], truth: float) -> float:
+    return float(((ends[0] <= truth + 1e-12) & (truth - 1e-12 <= ends[1])).mean())
+
+
+def of_many(shares: list[float]) -> str:
+    """The mean over the difficulties, and the lowest and the highest of them."""
+    if not shares:
+        return ""
+    return f"{100 * fmean(shares):.1f} ({100 * min(shares):.1f} to {100 * max(shares):.1f})"
+
+
+def verdicts(trials: int) -> str:
+    """One sample a question. Not drawn: the coverage of each accuracy is a sum over the outcomes."""
+    lines = [
+        "| questions | Wilson, mean | worst | at an accuracy of | Jeffreys, mean | worst | at |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    accuracies = np.linspace(0.05, 0.95, 361)
+    for n in QUESTIONS:
+        right = np.arange(n + 1)
+        logs = np.cumsum(np.log(np.maximum(1, right)))
+        pmf = np.exp(
+            (logs[n] - logs - logs[::-1])[None]
+            + right * np.log(accuracies)[:, None]
+            + (n - right) * np.log1p(-accuracies)[:, None]
+        )
+        shown = np.array([wilson(int(c), n) for c in right]).T
+        beta = mean_interval(np.array([0.0, 1.0]), np.stack([n - right, right], axis=1).astype(float))
+        cells = []
+        for lo, hi in ((shown[0], shown[1]), beta):
+            inside = (lo <= accuracies[:, None]) & (accuracies[:, None] <= hi)
+            covered = (pmf * inside).sum(axis=1)
+            worst = int(covered.argmin())
+            cells += [f"{100 * covered.mean():.1f}", f"{100 * covered[worst]:.1f}"]
+            cells.append(f"{accuracies[worst]:.3f}")
+        lines.append(f"| {n} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def means(trials: int) -> str:
+    """Several samples a question."""
+    methods: dict[str, Callable[[Array, Array], tuple[Array, Array]]] = {
+        "shown": shown_ends,
+        "clustered": clustered_ends,
+        "t": student_ends,
+        "BCa": bca_ends,
+    }
+    rng = np.random.default_rng(0)
+    lines = [f"| questions | metric | {' | '.join(methods)} |", "|---|---|" + "---|" * len(methods)]
+    every: dict[str, list[float]] = {name: [] for name in methods}
+    beyond, outside = {name: [] for name in methods}, []
+    for n in QUESTIONS:
+        for metric, values in metrics().items():
+            found: dict[str, list[float]] = {name: [] for name in methods}
+            for name, mixture in DIFFICULTY.items():
+                chance = chances(mixture, len(values) - 1)
+                truth = float(chance @ values)
+                counts = rng.multinomial(n, chance, size=trials).astype(float)
+                usual = LEAST <= truth <= MOST
+                for method, ends in methods.items():
+                    if method == "BCa" and n > 100:
+                        continue
+                    some = counts[: max(1, trials // 5)] if method == "BCa" else counts
+                    share = share_inside(ends(values, some), truth)
+                    (found if usual else beyond)[method].append(share)
+                    if method == "shown" and usual and not 0.93 <= share <= 0.97:
+                        outside.append(f"{n} questions, {metric}, {name}: {100 * share:.1f}")
+            lines.append(f"| {n} | {metric} | {' | '.join(of_many(s) for s in found.values())} |")
+            for method, shares in found.items():
+                every[method] += shares
+    lines.append(f"| all | | {' | '.join(of_many(s) for s in every.values())} |")
+    lines.append(f"| truth beyond {LEAST} and {MOST} | | {' | '.join(of_many(s) for s in beyond.values())} |")
+    good = {name: sum(0.93 <= s <= 0.97 for s in shares) / len(shares) for name, shares in every.items()}
+    lines.append(f"| within 93 to 97 | | {' | '.join(f'{share:.0%}' for share in good.values())} |")
+    return "\n".join([*lines, "", "Shown, outside of 93 to 97:", *outside])
+
+
+def comparisons(trials: int) -> str:
+    """Two models on the same questions: the interval holds the true difference; if it is 0, p <= 0.05."""
+    lines = ["| questions | metric | shown | t | false (of 5) |", "|---|---|---|---|---|"]
+    rng = np.random.default_rng(1)
+    outside, finer = [], {name: metrics()[name] for name in ("avg@4", "avg@64", "pass@8 of 16")}
+    every: list[tuple[list[float], list[float], list[float]]] = []
+    for n in QUESTIONS[:3]:
+        for metric, values in {"verdict": avg(1), **finer}.items():
+            samples = len(values) - 1
+            shown: list[float] = []
+            plain: list[float] = []
+            false: list[float] = []
+            for one, two, shared in PAIRS:
+                before, after = (float(chances(DIFFICULTY[name], samples) @ values) for name in (one, two))
+                truth = (1 - shared) * (after - before)
+                first = difficulties(rng, DIFFICULTY[one], (trials, n))
+                own = difficulties(rng, DIFFICULTY[two], (trials, n))
+                second = np.where(rng.random((trials, n)) < shared, first, own)
+                a, b = values[rng.binomial(samples, first)], values[rng.binomial(samples, second)]
+                both = zip(a.tolist(), b.tolist(), strict=True)
+                got = [compare(x, y, seed=i, draws=199) for i, (x, y) in enumerate(both)]
+                lo, hi = np.array([g["ci95"] for g in got]).T
+                shown.append(share_inside((lo, hi), truth))
+                half = STUDENT[n] * (b - a).std(axis=1, ddof=1) / math.sqrt(n)
+                mean = (b - a).mean(axis=1)
+                plain.append(share_inside((mean - half, mean + half), truth))
+                if abs(truth) < 1e-9:
+                    false.append(fmean(g["p"] <= 0.05 for g in got))
+                if not 0.93 <= shown[-1] <= 0.97:
+                    outside.append(f"{n} questions, {metric}, {one} and {two}: {100 * shown[-1]:.1f}")
+            every.append((shown, plain, false))
+            lines.append(f"| {n} | {metric} | {' | '.join(map(of_many, every[-1]))} |")
+    total = [of_many([share for row in every for share in row[i]]) for i in range(3)]
+    lines.append(f"| all | | {' | '.join(total)} |")
+    return "\n".join([*lines, "", "Shown, outside of 93 to 97:", *outside])
+
+
+def power(trials: int) -> str:
+    """A pilot of 300 questions asks for a number of questions, and so many are drawn: how often p <= 0.05."""
+    lines = ["| metric | difference | asked for (median) | seen (of 80) |", "|---|---|---|---|"]
+    rng = np.random.default_rng(2)
+    for samples in (1, 4, 16):
+        for up, down in ((0.08, 0.03), (0.2, 0.1), (0.3, 0.1)):
+            # The second model is better on some questions and worse on others, by 60 points, else alike.
+            def pair(n: int, samples: int = samples, up: float = up, down: float = down) -> tuple[list, list]:
+                change = rng.choice([1, -1, 0], p=[up, down, 1 - up - down], size=n)
+                alike = rng.beta(0.3, 0.3, size=n)
+                first = np.where(change == 1, 0.2, np.where(change == -1, 0.8, alike))
+                second = np.where(change == 1, 0.8, np.where(change == -1, 0.2, alike))
+                a, b = (rng.binomial(samples, p) / samples for p in (first, second))
+                return a.tolist(), b.tolist()
+
+            size = 0.6 * (up - down)
+            asked = sorted(questions_needed(*pair(300), size) for _ in range(51))
+            needed = asked[25]
+            seen = fmean(compare(*pair(needed), seed=i, draws=999)["p"] <= 0.05 for i in range(trials))
+            lines.append(f"| avg@{samples} | {size:.2f} | {needed} | {100 * seen:.1f} |")
+    return "\n".join(lines)
+
+
+PARTS = {"verdicts": verdicts, "means": means, "comparisons": comparisons, "power": power}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--trials", type=int, default=1000, help="of each cell (default 1000)")
+    options = parser.parse_args()
+    if options.trials < 1:
+        parser.error("--trials is 1 or more")
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"no part {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
+    for name in options.parts or PARTS:
+        print(f"## {name}: {PARTS[name].__doc__}\n\n{PARTS[name](options.trials)}\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
