@@ -146,8 +146,13 @@ def first_word(text, number, place, word):
 
 def bullets(text, number):
     lines = [line.lstrip() for line in text.split("\n")]
-    starred = sum(line.startswith("*") and line[1:2] not in ("", "*") for line in lines)
-    return starred + sum(line.startswith("-") for line in lines) == number
+    found = sum(line.startswith("-") for line in lines)
+    rest = iter(lines)
+    for line in rest:
+        found += line.startswith("*") and line[1:2] not in ("", "*")
+        if line == "*":  # a bullet all the same, of what comes next
+            found += next(rest, None) is not None
+    return found == number
 
 
 def highlights(text, number):
@@ -178,7 +183,8 @@ def is_json(text):
 
 def titled(text):
     lines = [line for line in text.split("\n") if "<<" in line]
-    return any(line[line.find("<<") : line.rfind(">>") + 2].strip(" \t<>") for line in lines if ">>" in line)
+    titles = [line[line.find("<<") : line.rfind(">>") + 2] for line in lines if ">>" in line]
+    return any(title.lstrip("<").rstrip(">").strip() for title in titles)
 
 
 def placeholders(text, number):
