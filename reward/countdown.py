@@ -31,7 +31,7 @@ SUM = {
 def countdown(completions, nums=None, target=None, metadata=None, form: Form = "answer_tag", **columns):
     nothing = [None] * len(completions)
     rows = zip(completions, nums or nothing, target or nothing, metadata or nothing, strict=True)
-    return [judge(text_of(completion), *given, form) for completion, *given in rows]
+    return [judge(text_of(said), mine, wanted, about, form) for said, mine, wanted, about in rows]
 
 
 def judge(text, nums, target, about, form):

@@ -31,7 +31,7 @@ MARKERS = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}
 VARIANTS = {"zh-cn": "zh", "zh-tw": "zh"}
 # Where a sentence may end, what closes with it, and the word before.
 END = re.compile(r"(?<![.!?])([.!?]++)(?=[\s\"'”’()\[\]{};:@*_]|$)")
-CLOSING = re.compile(r"[\"'”’)\]]*")
+CLOSING = "\"'”’)]"
 BEFORE = re.compile(r"[^\s\"'“‘(\[*_]+$")
 ABBREVIATIONS = set(
     "mr mrs ms dr prof sr jr st vs etc inc ltd co corp no vol fig gen col sgt capt lt rev hon gov sen rep "  # noqa: SIM905
@@ -57,7 +57,7 @@ def judge(text, names, taken, share):
     text = after_reasoning(text)[:LONGEST]
     kept = [keeps(text, *one) if text.strip() else False for one in zip(names, taken, strict=True)]
     if share:
-        return None if None in kept else sum(kept) / len(kept)
+        return None if None in kept else kept.count(True) / len(kept)
     return 0.0 if False in kept else None if None in kept else 1.0
 
 
@@ -107,7 +107,8 @@ def sentences(text, number, relation):
     text = text.strip()
     fewest = most = last = 0
     for match in END.finditer(text):
-        last = match.end() + len(CLOSING.match(text[match.end() : match.end() + 10])[0])
+        behind = text[match.end() : match.end() + 10]
+        last = match.end() + len(behind) - len(behind.lstrip(CLOSING))
         following = text[last : last + 40].lstrip().lstrip("\"'“‘(")
         word = BEFORE.search(text[max(0, match.start() - 40) : match.start()])
         word = word[0] if word else ""
@@ -166,7 +167,8 @@ def sections(text, mark, number):
 
 
 def postscript(text, marker):
-    pattern = MARKERS.get(marker.strip(), re.escape(marker.strip().lower()))
+    marker = marker.strip()
+    pattern = MARKERS[marker] if marker in MARKERS else re.escape(marker.lower())
     return re.search(pattern, text.lower()) is not None
 
 

@@ -153,7 +153,8 @@ class Task(Section):
             return given
         data, few = given.get("data"), given.get("few_shot")
         examples = few.get("data") if isinstance(few, dict) else None
-        if isinstance(data, dict) and isinstance(examples, dict) and "source" not in examples:
+        if isinstance(examples, dict) and isinstance(data, dict) and "source" not in examples:
+            assert isinstance(few, dict)
             shared = {key: data[key] for key in ("source", "config", "revision", "args") if key in data}
             given = given | {"few_shot": few | {"data": shared | examples}}
         return given

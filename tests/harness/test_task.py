@@ -75,8 +75,8 @@ def test_what_is_written_out_reads_back_equal(tmp_path: Path) -> None:
         ("system: Hi.\nchat: false\n", "mine.yaml:10: system: needs chat: true"),
         ('prompt: "{question} {answer}"\n', "mine.yaml:10: prompt: shows the answer"),
         (
-            "answer: final.0\nprompt: '{question}'\nanswer_after: ''\nmetric: best\n",
-            "mine.yaml:13: metric: is accuracy",
+            "metric: best\n",
+            "mine.yaml:10: metric: is accuracy",
         ),
         ("metric: pass@4\n", "mine.yaml:10: metric: pass@4 needs more answers than sampling.samples: 1"),
         ("metric: g_pass@4_0.5\n", "metric: g_pass@4_0.5 needs more"),

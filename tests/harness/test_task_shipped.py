@@ -109,7 +109,8 @@ def prompts_of(name: str, folder: Path) -> tuple[Task, list[Prompt]]:
     if made(task):
         return task, load_prompts(task, limit=4)
     row = ROWS[name][0]
-    rows = [{**row, task.question: "Another question, for the examples."}] * task.shots + [row]
+    shots = task.shots if task.few_shot and task.few_shot.data else 0
+    rows = [{**row, task.question: "Another question, for the examples."}] * shots + [row]
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return task, load_prompts(task, str(path))
