@@ -7,11 +7,15 @@ In a checkout and in an editable install they lie in the folder above `posttrain
 from __future__ import annotations
 
 import ast
+import difflib
 from pathlib import Path
 from typing import Literal, get_args
 
+from posttrain.types import PosttrainError
+
 Kind = Literal["recipes", "reward", "eval"]
 
+_NOUN: dict[Kind, str] = {"recipes": "recipe", "reward": "reward", "eval": "task"}
 _SUFFIX: dict[Kind, str] = {"recipes": ".yaml", "reward": ".py", "eval": ".yaml"}
 
 
@@ -31,6 +35,26 @@ def find(kind: Kind, name: str) -> Path | None:
     """
     name = name.removeprefix(f"{kind}/").removesuffix(_SUFFIX[kind])
     return next((path for shipped, path, _ in listing(kind) if shipped == name), None)
+
+
+def locate(kind: Kind, name: str) -> Path:
+    """The file that a user means: a path, or the name of what ships.
+
+    Raises PosttrainError, with the nearest names, where there is none.
+    """
+    path, noun = Path(name), _NOUN[kind]
+    if path.is_file():
+        return path
+    if shipped := find(kind, name):
+        return shipped
+    if name and path.is_dir():
+        file = path / f"{noun}{_SUFFIX[kind]}"
+        raise PosttrainError(f"{name} is a folder; a {noun} is a file such as {file}")
+    names = [shipped for shipped, _, _ in listing(kind)]
+    wanted = name.removeprefix(f"{kind}/").removesuffix(_SUFFIX[kind])
+    near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"what ships: {', '.join(names)}"
+    raise PosttrainError(f"no {noun} {name!r}: neither a file nor a shipped {noun}; {hint}")
 
 
 def listing(kind: Kind) -> list[tuple[str, Path, str]]:

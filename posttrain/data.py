@@ -38,7 +38,7 @@ def load(data: Data) -> tuple[list[Prompt], list[Prompt]]:
     """
     train, asked = [], []
     for source, side in _train(data):
-        for i, row in enumerate(_some(source, side)):
+        for i, row in enumerate(read_rows(source, f"data.{side}")):
             prompt = _prompt(data, row, f"{side}-{i}", f"data.{side}, row {i}", source.prompt)
             train.append(prompt)
             asked.append(_keys(data, row, prompt, source.prompt) | _turns(prompt))
@@ -60,7 +60,7 @@ def examples(data: Data, completion: str) -> tuple[list[Row], list[Prompt]]:
     made, asked = [], []
     unjudged = data.model_copy(update={"answer": None})  # what is to be written stands in the row
     for source, side in _train(data):
-        for i, row in enumerate(_some(source, side)):
+        for i, row in enumerate(read_rows(source, f"data.{side}")):
             example, keys = _example(unjudged, row, f"data.{side}, row {i}", source.prompt, completion)
             made.append(example)
             asked.append(keys)
@@ -73,10 +73,10 @@ def _example(data: Data, row: Row, where: str, template: str | None, completion:
     if isinstance(row.get("messages"), list):
         messages = _messages(row["messages"], where)
         whole = Prompt("", [message for message in messages if message["role"] != "assistant"], None)
-        return {"messages": messages}, {_key(whole.question)} | _turns(whole)
+        return {"messages": messages}, {question_key(whole.question)} | _turns(whole)
     if not data.chat and all(isinstance(row.get(key), str) for key in ("prompt", "completion")):
         texts = {key: _cell(row, key, where, "data") for key in ("prompt", "completion")}
-        return texts, {_key(texts["prompt"])}
+        return texts, {question_key(texts["prompt"])}
     prompt = _prompt(data, row, "", where, template)
     answer: Any = fill(completion, _cells(data, row, completion, where, "completion"))
     if isinstance(prompt.content, list):
@@ -93,13 +93,13 @@ def _train(data: Data) -> list[tuple[Source, str]]:
 def _heldout(data: Data) -> tuple[list[Prompt], set[str]]:
     """The distinct held-out prompts, and what their questions are known by."""
     template = data.heldout.prompt
-    rows = _some(data.heldout, "heldout")
+    rows = read_rows(data.heldout, "data.heldout")
     drawn = [
         _prompt(data, row, f"heldout-{i}", f"data.heldout, row {i}", template) for i, row in enumerate(rows)
     ]
     distinct: dict[str, Prompt] = {}
     for prompt in _same_columns(drawn):
-        distinct.setdefault(_key(prompt.question), prompt)
+        distinct.setdefault(question_key(prompt.question), prompt)
     if len(distinct) < len(drawn):
         log.warning(
             "dropped %d of %d held-out rows: they repeat others", len(drawn) - len(distinct), len(drawn)
@@ -127,10 +127,10 @@ def _keys(data: Data, row: Row, prompt: Prompt, template: str | None) -> set[str
     Messages that stand in the row are known as a whole: their system message may hold what is asked about.
     """
     if isinstance(row.get("prompt"), list):
-        return {_key(prompt.question)}
+        return {question_key(prompt.question)}
     cells = _cells(data, row, template or data.prompt, "", "")
-    bare = {_key("\n".join(cells[name] for name in sorted(cells)))} if cells else set()
-    return {_key(prompt.question)} | bare | _turns(prompt)
+    bare = {question_key("\n".join(cells[name] for name in sorted(cells)))} if cells else set()
+    return {question_key(prompt.question)} | bare | _turns(prompt)
 
 
 def _turns(prompt: Prompt) -> set[str]:
@@ -138,17 +138,19 @@ def _turns(prompt: Prompt) -> set[str]:
     if isinstance(prompt.content, str):
         return set()
     users = [message for message in prompt.content if message["role"] == "user"]
-    return {_key(Prompt("", [message], None).question) for message in users}
+    return {question_key(Prompt("", [message], None).question) for message in users}
 
 
-def _key(question: str) -> str:
+def question_key(question: str) -> str:
+    """What a question is known by: blanks and capitals aside."""
     return " ".join(question.split()).casefold()
 
 
-def _some(source: Source, side: str) -> list[Row]:
-    rows = list(itertools.islice(_rows(source, f"data.{side}"), source.size))
+def read_rows(source: Source, where: str) -> list[Row]:
+    """The rows of a source; `where` is how messages name it. PosttrainError where it holds none."""
+    rows = list(itertools.islice(_rows(source, where), source.size))
     if not rows:
-        raise PosttrainError(f"data.{side}: {source.source} holds no rows")
+        raise PosttrainError(f"{where}: {source.source} holds no rows")
     return rows
 
 
@@ -168,12 +170,13 @@ def _prompt(data: Data, row: Row, id: str, where: str, template: str | None) -> 
         if data.chat:
             system: list[Message] = [{"role": "system", "content": data.system}] if data.system else []
             content = [*system, {"role": "user", "content": content}]
-    answer = None if data.answer is None else _text(_column(row, data.answer, where, "data.answer"))
+    answer = None if data.answer is None else as_text(column_of(row, data.answer, where, "data.answer"))
     hidden = {"answer", *RESERVED, *(["prompt"] if isinstance(ready, list) else [])}
     return Prompt(id, content, answer, {k: v for k, v in row.items() if k not in hidden})
 
 
-def _column(row: Row, column: str, where: str, key: str) -> Any:
+def column_of(row: Row, column: str, where: str, key: str) -> Any:
+    """A column of a row. PosttrainError names the row (`where`) and the setting that asks for it (`key`)."""
     if column in row:
         return row[column]
     hint = did_you_mean(column, row) or f"it has {', '.join(map(repr, row)) or 'none'}"
@@ -188,13 +191,13 @@ def _cells(data: Data, row: Row, template: str, where: str, key: str) -> dict[st
 
 def _cell(row: Row, column: str, where: str, key: str) -> str:
     """A column's text to put into a prompt."""
-    text = _text(_column(row, column, where, key))
+    text = as_text(column_of(row, column, where, key))
     if not text or not text.strip():
         raise PosttrainError(f"{key}: {where}: column {column!r} is empty")
     return text
 
 
-def _text(value: Any) -> str | None:
+def as_text(value: Any) -> str | None:
     """A cell as text: text as it is, numbers as they print, anything with structure as JSON."""
     if value is None or isinstance(value, str):
         return value

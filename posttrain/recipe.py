@@ -6,17 +6,15 @@ with the file, the line and the key, before anything heavy is loaded. No torch h
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from posttrain import content, settings
 from posttrain.settings import Section, Wrong
-from posttrain.types import PosttrainError
 from posttrain.verify import Form
 
 Loss = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"]
@@ -239,13 +237,22 @@ class Evaluate(Trained):
     """In steps; 0: only before and after."""
 
 
+def _is_folder_name(name: str) -> str:
+    if name.startswith(".") or "/" in name or not name.isprintable():
+        raise ValueError(f"names a folder, so it has no slash and does not start with a dot, unlike {name!r}")
+    return name
+
+
+FolderName = Annotated[Text, AfterValidator(_is_folder_name)]
+
+
 class Stage(Section):
     """What every kind of stage says of itself; a recipe without `stages:` is one stage."""
 
     gives: ClassVar[Literal["model", "rows"] | None] = None
     """What later stages can take from it as `stage:NAME`."""
 
-    name: Text
+    name: FolderName
     seed: Whole = 0
     output: Text
     """The folder of results; runs/NAME where the recipe does not say."""
@@ -256,15 +263,6 @@ class Stage(Section):
         if isinstance(data, dict) and isinstance(data.get("name"), str) and data.get("output") is None:
             data = data | {"output": f"runs/{data['name']}"}
         return data
-
-    @field_validator("name", mode="after")
-    @classmethod
-    def _is_folder_name(cls, name: str) -> str:
-        if name.startswith(".") or "/" in name or not name.isprintable():
-            raise ValueError(
-                f"names a folder, so it has no slash and does not start with a dot, unlike {name!r}"
-            )
-        return name
 
 
 def _is_list(value: Any) -> Any:
@@ -359,15 +357,4 @@ def dump_recipe(recipe: Recipe) -> str:
 
 def locate(name: str) -> Path:
     """The file of a recipe: a path, or the name of a shipped one."""
-    path = Path(name)
-    if path.is_file():
-        return path
-    if shipped := content.find("recipes", name):
-        return shipped
-    if name and path.is_dir():
-        raise PosttrainError(f"{name} is a folder; a recipe is a file such as {path / 'recipe.yaml'}")
-    names = [shipped for shipped, _, _ in content.listing("recipes")]
-    wanted = name.removeprefix("recipes/").removesuffix(".yaml")
-    near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"what ships: {', '.join(names)}"
-    raise PosttrainError(f"no recipe {name!r}: neither a file nor a shipped recipe; {hint}")
+    return content.locate("recipes", name)

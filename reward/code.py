@@ -6,10 +6,16 @@ the column `tests`, else in `answer`. Each is a whole program's input and output
 
     {"stdin": "1 2\\n", "stdout": "3\\n"}
     {"call": "add", "args": [1, 2], "returns": 3}      a function, or a method of a class Solution
+    {"asserts": "assert add(1, 2) == 3"}               statements that have to run to their end
 
 Output is compared line by line, blanks at the ends of lines and of the text aside; numbers with a decimal
 point may differ by 1e-6 of their size, in output and in what a call returns. Tuples count as lists, and True
 is not 1.
+
+Statements run beside the program, which can see them and get in their way: they are for evaluation, and a
+policy that trains on them may learn to. Data sets give them in columns of their own: `asserts`, an argument,
+is a template of such columns ("{test}\\ncheck({entry_point})") and a row's one test. `prefix` is a template
+too, of what stands before the program, as HumanEval's imports do. A list of texts is a line each.
 
 `partial` pays the share of tests passed. `seconds` is for each test; a program that runs into that or another
 limit gets no further one. Programs have Python's standard library and 512 MiB, and `workers` of them run side
@@ -22,10 +28,12 @@ bytes, judged here. Where there is no sandbox this refuses, and where one fails 
 import json
 import math
 import re
+import secrets
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 
 from posttrain import sandbox
+from posttrain.recipe import columns_in, fill
 from posttrain.types import PosttrainError
 from posttrain.verify import text_of
 from posttrain.words import after_reasoning
@@ -49,23 +57,54 @@ with os.fdopen(reply, "w") as file:
     file.write(value)
 """
 
+# Runs in the sandbox too. The token is told only at the end: to exit early passes nothing.
+ASSERTS = """\
+import json, os, sys
+request = json.load(sys.stdin)
+reply = os.dup(1)
+os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
+solution = sys.modules["solution"] = type(sys)("solution")
+exec(compile(request.pop("program"), "solution.py", "exec"), solution.__dict__)
+exec(compile(request["asserts"], "asserts.py", "exec"), solution.__dict__)
+with os.fdopen(reply, "w") as file:
+    file.write(request["token"])
+"""
+
 
 def code(
     completions,
     tests=None,
     answer=None,
+    asserts: str = "",
+    prefix: str = "",
     seconds: float = 2.0,
     partial: bool = False,
     workers: int = 2,
     **columns,
 ):
     nothing = [None] * len(completions)
-    rows = [
-        (program_of(text_of(completion)), tests_of(*given))
-        for completion, *given in zip(completions, tests or nothing, answer or nothing, strict=True)
-    ]
+    rows = []
+    for row, (completion, *given) in enumerate(
+        zip(completions, tests or nothing, answer or nothing, strict=True)
+    ):
+        program = program_of(text_of(completion))
+        if program is not None and prefix:
+            program = f"{filled(prefix, columns, row)}\n{program}"
+        of_row = [{"asserts": filled(asserts, columns, row)}] if asserts else tests_of(*given)
+        rows.append((program, of_row))
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(lambda row: score(row[0], row[1], seconds, partial), rows))
+
+
+def filled(template, columns, row):
+    """A template with the row's columns in it."""
+    cells = {}
+    for name in columns_in(template):
+        if name not in columns:
+            raise PosttrainError(f"code: the rows have no column {name!r}; they have {', '.join(columns)}")
+        value = columns[name][row]
+        cells[name] = "\n".join(map(str, value)) if isinstance(value, list) else str(value or "")
+    return fill(template, cells)
 
 
 def score(program, tests, seconds, partial):
@@ -84,8 +123,12 @@ def score(program, tests, seconds, partial):
 
 def judge(program, test, seconds):
     """Whether the program passes a test, and whether it ran into a limit."""
-    calls = test.get("call") is not None
-    if calls:
+    calls, statements = test.get("call") is not None, test.get("asserts") is not None
+    if statements:
+        wanted = secrets.token_hex(16)
+        request = {"program": program, "asserts": test["asserts"], "token": wanted}
+        given, program = json.dumps(request), ASSERTS
+    elif calls:
         request = {"program": program, "call": test["call"], "args": test.get("args") or []}
         given, program, wanted = json.dumps(request), CALL, json.dumps(test["returns"])
     else:
@@ -191,8 +234,10 @@ def tests_of(tests, answer):
             )
         return None
     for test in given:
+        if isinstance(test.get("asserts"), str):
+            continue
         if not ("returns" in test if test.get("call") is not None else isinstance(test.get("stdout"), str)):
             raise PosttrainError(
-                f"a test needs stdin and stdout, or call, args and returns; it has {list(test)}"
+                f"a test needs stdin and stdout, or call, args and returns, or asserts; it has {list(test)}"
             )
     return given

@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 
 from posttrain import content
+from posttrain.types import PosttrainError
 
 
 def test_root_is_the_checkout() -> None:
@@ -31,6 +32,17 @@ def test_find_takes_every_spelling(name: str) -> None:
 )
 def test_find_finds_nothing_else(name: str) -> None:
     assert content.find("recipes", name) is None
+
+
+def test_locate(tmp_path: Path) -> None:
+    assert content.locate("eval", "eval/gsm8k") == content.find("eval", "gsm8k")
+    path = tmp_path / "mine.yaml"
+    path.touch()
+    assert content.locate("eval", str(path)) == path
+    with pytest.raises(PosttrainError, match=r"no task 'gsm8': .*; did you mean gsm8k"):
+        content.locate("eval", "gsm8")
+    with pytest.raises(PosttrainError, match=r"is a folder; a task is a file such as .*task.yaml"):
+        content.locate("eval", str(tmp_path))
 
 
 def test_split() -> None:
