@@ -52,6 +52,7 @@ FLOORS = {
     "train": 3,
     "audit": 4,
     "evaluate": 4,
+    "harness": 4,
     "rejection": 4,
     "doctor": 5,
     "estimate": 5,

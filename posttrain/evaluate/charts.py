@@ -25,7 +25,12 @@ Format = Callable[[float], str]
 
 def escape(text: object) -> str:
     """Anything as inert HTML text: tags escaped, characters that HTML forbids made visible."""
-    return html_escape(_FORBIDDEN.sub(_visible, str(text).replace("\r\n", "\n")), quote=True)
+    return html_escape(visible(str(text).replace("\r\n", "\n")), quote=True)
+
+
+def visible(text: str) -> str:
+    """As many characters; those that HTML forbids or that turn the order of letters are made visible."""
+    return _FORBIDDEN.sub(_visible, text)
 
 
 # Control characters but tab and newline, marks that turn the order of letters, lone surrogates (valid in
