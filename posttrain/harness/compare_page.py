@@ -16,7 +16,7 @@ from posttrain.evaluate.words import NONE, share
 from posttrain.harness import embed
 from posttrain.harness.page import assets, callouts, samples_data, samples_section
 from posttrain.harness.readback import Evaluation, Question, Task, part, read_evaluation
-from posttrain.harness.show import MEANING, WIDTH, figures, grid, interval, percent1
+from posttrain.harness.show import MEANING, figures, grid, interval, percent1, wrapped
 
 
 @dataclass(frozen=True)
@@ -97,15 +97,8 @@ def comparison_table(a: Path, b: Path, statistics: Mapping[str, Any]) -> str:
         ends = difference(one)
         shown = (points(ends.accuracy), f"[{span(ends)}]") if ends else (NONE, "")
         rows.append((name, metric, *figures(first)[:2], *figures(second)[:2], *shown, *_sure(one)))
-    lines = [
-        f"A: {sides[0]}",
-        f"B: {sides[1]}",
-        "",
-        *grid(rows, left=2),
-        "",
-        MEANING + "; differences in points",
-    ]
-    return "\n".join("".join(c if c.isprintable() else " " for c in line)[:WIDTH] for line in lines)
+    names = [line for side, name in zip("AB", sides, strict=True) for line in wrapped(name, f"{side}: ")]
+    return "\n".join([*names, "", *grid(rows, left=2), "", MEANING + "; differences in points"])
 
 
 def labels(before: Evaluation, after: Evaluation) -> tuple[str, str]:

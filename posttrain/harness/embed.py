@@ -93,4 +93,4 @@ def shorten(
 
 def _units(text: str, at: int) -> int:
     """A place counted in UTF-16 units: characters beyond U+FFFF are two of them."""
-    return at if at < 0 or text.isascii() else at + sum(c > "\uffff" for c in text[:at])
+    return at if at < 0 or text.isascii() else len(text[:at].encode("utf-16-le")) // 2

@@ -118,15 +118,13 @@ def read_evaluation(folder: Path, samples: bool = True) -> Evaluation:
         raise PosttrainError(f"{folder} is not a folder: give the folder of an evaluation")
     problems: list[str] = []
     result, asked = (_json(folder / name, problems) for name in ("result.json", "eval.json"))
-    done, wanted = part(result, "tasks"), asked.get("tasks")
-    planned = list(wanted) if isinstance(wanted, (list, dict)) else []
+    done, settings = part(result, "tasks"), _settings(asked.get("tasks"))
     begun = sorted(path.parent.name for path in folder.glob(f"*/{ROWS}"))
     begun += sorted(path.parent.name for path in folder.glob(f"*/{ANSWERS}"))
-    names = [str(name) for name in dict.fromkeys([*done, *map(str, planned), *begun])]
-    names = [name for name in names if name and Path(name).name == name and name != ".."]
+    names = [name for name in dict.fromkeys([*done, *settings, *begun])]
+    names = [name for name in names if Path(name).name == name != ".." and name.isprintable()]
     if not names:
         raise PosttrainError(f"{folder} holds no evaluation: no task in result.json or eval.json, no {ROWS}")
-    settings = wanted if isinstance(wanted, dict) else {}
     tasks = [_task(folder / name, part(done, name), part(settings, name), samples) for name in names]
     return Evaluation(folder.resolve().name, result, asked, tasks, problems)
 
@@ -146,6 +144,13 @@ def estimate(found: object) -> Estimate | None:
     ends = [number(v) for v in ci95] if isinstance(ci95, list) and len(ci95) == 2 else [None, None]
     lo, hi = (value if end is None else end for end in ends)
     return Estimate(value, min(lo, value), max(hi, value), None if n is None else int(n))
+
+
+def _settings(wanted: object) -> Record:
+    """The tasks of eval.json by name, which may be an object of settings, a list of them, or of names."""
+    if isinstance(wanted, list):
+        return {str(one.get("name")) if isinstance(one, dict) else str(one): one for one in wanted}
+    return wanted if isinstance(wanted, dict) else {}
 
 
 def _json(path: Path, problems: list[str]) -> Record:

@@ -49,8 +49,12 @@ def table(folder: Path) -> str:
     if any(task.metrics for task in evaluation.tasks):
         lines += ["", MEANING]
     for task in evaluation.tasks:
-        lines += [line for warning in task.warnings for line in _wrapped(f"{task.name}: {warning}", "! ")]
-    lines += [line for said in evaluation.state for line in _wrapped(said, "- ")]
+        lines += [line for warning in task.warnings for line in wrapped(f"{task.name}: {warning}", "! ")]
+        for one in reports(task):
+            about = "; ".join(str(one[key]) for key in ("setting", "source") if one.get(key))
+            said = f"{task.name}: {one.get('model')} is reported at {percent1(one.get('value'))} ({about})"
+            lines += wrapped(said, "= ")
+    lines += [line for said in evaluation.state for line in wrapped(said, "- ")]
     return "\n".join(lines)
 
 
@@ -221,7 +225,7 @@ def _fit(text: str, width: int, left: bool) -> str:
     return text + space if left else space + text
 
 
-def _wrapped(text: str, mark: str) -> list[str]:
+def wrapped(text: str, mark: str) -> list[str]:
     """A sentence in lines of at most 110 columns, `mark` before the first one."""
     room = WIDTH - len(mark)
     lines, line = [], ""

@@ -56,7 +56,14 @@ def test_what_is_half_done_is_said(evaluation):
 
 def test_a_later_line_counts(evaluation):
     folder = evaluation(tasks=(("gsm8k", 1, 1, 0.5),))
-    again = {"id": "gsm8k-0", "sample": 0, "completion": "again", "tokens": 1, "finish": "stop", "error": None}
+    again = {
+        "id": "gsm8k-0",
+        "sample": 0,
+        "completion": "again",
+        "tokens": 1,
+        "finish": "stop",
+        "error": None,
+    }
     add(folder / "gsm8k" / "answers.jsonl", again)
     (sample,) = read_evaluation(folder).tasks[0].samples
     assert sample.completion == "again"
@@ -77,13 +84,22 @@ def test_damage_is_left_out_and_told_of(evaluation):
 
 def test_a_failed_request_is_neither_right_nor_wrong(evaluation):
     folder = evaluation(tasks=(("gsm8k", 1, 1, 0.5),))
-    record = {"id": "gsm8k-0", "sample": 0, "completion": "", "tokens": None, "finish": "error", "error": "503"}
+    record = {
+        "id": "gsm8k-0",
+        "sample": 0,
+        "completion": "",
+        "tokens": None,
+        "finish": "error",
+        "error": "503",
+    }
     add(folder / "gsm8k" / "answers.jsonl", record)
     (sample,) = read_evaluation(folder).tasks[0].samples
     assert (sample.judged, sample.note) == ("failed", "503")
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"tasks": []}', '{"tasks": {"../up": {}}}', "\xff"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"tasks": []}', '{"tasks": {"../up": {}, "..": {}, "a\\u0000": {}}}', "\xff"]
+)
 def test_nothing_of_an_evaluation(tmp_path, text):
     (tmp_path / "result.json").write_text(text)
     with pytest.raises(PosttrainError, match="holds no evaluation"):
@@ -93,3 +109,11 @@ def test_nothing_of_an_evaluation(tmp_path, text):
 def test_no_folder(tmp_path):
     with pytest.raises(PosttrainError, match="is not a folder"):
         read_evaluation(tmp_path / "no")
+
+
+@pytest.mark.parametrize("tasks", [["gsm8k"], [{"name": "gsm8k", "samples": 3}], {"gsm8k": {"samples": 3}}])
+def test_what_was_asked_is_known_before_anything_is_answered(tmp_path, tasks):
+    (tmp_path / "eval.json").write_text(json.dumps({"model": "m", "tasks": tasks}))
+    found = read_evaluation(tmp_path)
+    assert (found.model, [task.name for task in found.tasks]) == ("m", ["gsm8k"])
+    assert "no question was answered yet" in " ".join(found.state)

@@ -41,6 +41,11 @@ def test_every_number_has_its_interval_and_every_warning_is_below(evaluation):
     assert max(cell_len(line) for line in lines) <= WIDTH
 
 
+def test_what_papers_report_stands_below(evaluation):
+    flat = " ".join(table(evaluation(tasks=(("aime24", 3, 2, 0.5),))).split())
+    assert "= aime24: Qwen3-0.6B is reported at 10.7% (thinking, 32k tokens; arXiv 2505.09388" in flat
+
+
 def test_wide_and_hostile_names_stay_within_the_terminal(evaluation):
     folder = evaluation()
 
@@ -144,7 +149,11 @@ def test_numbers_that_are_none(evaluation):
 
     def change(result):
         task = result["tasks"]["gsm8k"]
-        task["metrics"] = {"avg@4": {"value": math.nan}, "pass@1": None, "x": {"value": 0.5, "ci95": ["a", None]}}
+        task["metrics"] = {
+            "avg@4": {"value": math.nan},
+            "pass@1": None,
+            "x": {"value": 0.5, "ci95": ["a", None]},
+        }
         task["facts"] = {"truncated": math.inf, "failed": "many", "mean_tokens": None}
         task["made_by"] = {"sampling": {"temperature": math.nan}, "data": None}
         task["reported"] = ["x", {"model": None}]
