@@ -121,7 +121,7 @@ def read_evaluation(folder: Path, samples: bool = True) -> Evaluation:
     done, settings = part(result, "tasks"), _settings(asked.get("tasks"))
     begun = sorted(path.parent.name for path in folder.glob(f"*/{ROWS}"))
     begun += sorted(path.parent.name for path in folder.glob(f"*/{ANSWERS}"))
-    names = [name for name in dict.fromkeys([*done, *settings, *begun])]
+    names = dict.fromkeys([*done, *settings, *begun])
     names = [name for name in names if Path(name).name == name != ".." and name.isprintable()]
     if not names:
         raise PosttrainError(f"{folder} holds no evaluation: no task in result.json or eval.json, no {ROWS}")
