@@ -12,11 +12,11 @@ from posttrain.evaluate.metrics import number
 from posttrain.evaluate.page import table as html_table
 from posttrain.evaluate.page import write_page as write_shell
 from posttrain.evaluate.runfolder import Estimate
-from posttrain.evaluate.words import NONE, share
+from posttrain.evaluate.words import NONE, percent1, share
 from posttrain.harness import embed
 from posttrain.harness.page import assets, callouts, samples_data, samples_section
 from posttrain.harness.readback import Evaluation, Question, Task, part, read_evaluation
-from posttrain.harness.show import MEANING, figures, grid, interval, percent1, wrapped
+from posttrain.harness.show import MEANING, figures, grid, interval, wrapped
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def comparison_table(a: Path, b: Path, statistics: Mapping[str, Any]) -> str:
     """
     before, after = read_evaluation(a, samples=False), read_evaluation(b, samples=False)
     sides = labels(before, after)
-    rows = [("task", "metric", "A", "[95%]", "B", "[95%]", "B - A", "[95%]", "p", "n")]
+    rows: list[tuple[str, ...]] = [("task", "metric", "A", "[95%]", "B", "[95%]", "B - A", "[95%]", "p", "n")]
     for name, (then, now) in _pairs(before, after).items():
         one = part(statistics, name)
         metric, first, second = _primary(then, now)
@@ -189,8 +189,9 @@ def _differences(pairs: Mapping[str, tuple[Task, Task]], statistics: Mapping[str
         rows += (
             f'<div class="row"><span class="name">{escape(name)}<small>p {p}, {n} questions{said}</small>'
             "</span>"
-            f'<span class="track" aria-hidden="true"><i class="bar is" style="left:{lo:.2f}%;'
-            f'width:{hi - lo:.2f}%"></i><i class="mark is" style="left:{at:.2f}%"></i></span>'
+            '<span class="track" aria-hidden="true"><i class="zero"></i>'
+            f'<i class="bar is" style="left:{lo:.2f}%;width:{hi - lo:.2f}%"></i>'
+            f'<i class="mark is" style="left:{at:.2f}%"></i></span>'
             f'<span class="cell {css}">{points(e.accuracy)}<small>{span(e)}</small></span></div>'
         )
     return (
@@ -202,7 +203,7 @@ def _differences(pairs: Mapping[str, tuple[Task, Task]], statistics: Mapping[str
 def _numbers(
     pairs: Mapping[str, tuple[Task, Task]], statistics: Mapping[str, Any], sides: Sequence[str]
 ) -> str:
-    rows, needs = [], []
+    rows = []
     for name, both in pairs.items():
         metric, *found = _primary(*both)
         one = part(statistics, name)
@@ -210,20 +211,34 @@ def _numbers(
         cells = [f"{percent1(e.accuracy)} ({interval(e)})" if e else NONE for e in found]
         gap = f"{points(ends.accuracy)} ({span(ends)})" if ends else NONE
         rows.append((name, metric, *cells, gap, *_sure(one)))
-        for size, count in part(one, "needed").items():
-            needed, seen = number(count), _number(size)
-            if needed is not None and seen is not None:
-                needs.append((name, f"{100 * seen:g} points", f"{needed:,.0f}", _sure(one)[1]))
     if not rows:
         return ""
     heads = ("task", "metric", f"A: {sides[0]}", f"B: {sides[1]}", "B − A, points (95%)", "p", "questions")
-    shown = f'<div class="metrics">{html_table(heads, rows)}</div>'
-    if needs:
-        heads = ("task", "a difference of", "takes questions", "these are")
-        shown += (
-            f'<h3 class="gap">How many questions it takes to see a difference</h3>{html_table(heads, needs)}'
+    shown = f'<div class="metrics named">{html_table(heads, rows)}</div>'
+    return f"<section><h2>Every number</h2>{shown}{_needed(pairs, statistics)}</section>"
+
+
+def _needed(pairs: Mapping[str, tuple[Task, Task]], statistics: Mapping[str, Any]) -> str:
+    """How many questions it takes to see a difference: a row a task, a column a difference."""
+    known: dict[str, dict[float, float]] = {}
+    for name in pairs:
+        counts = part(part(statistics, name), "needed").items()
+        found = {size: n for key, count in counts if (size := _number(key)) and (n := number(count))}
+        known |= {name: found} if found else {}
+    sizes = sorted({size for found in known.values() for size in found})
+    if not sizes:
+        return ""
+    heads = ("task", "these are", *(f"{100 * size:g} point{'s' * (size != 0.01)}" for size in sizes))
+    rows = [
+        (
+            name,
+            _sure(part(statistics, name))[1],
+            *(f"{n:,.0f}" if (n := found.get(s)) else NONE for s in sizes),
         )
-    return f"<section><h2>Every number</h2>{shown}</section>"
+        for name, found in known.items()
+    ]
+    title = "How many questions it takes to see a difference of"
+    return f'<h3 class="gap">{title}</h3><div class="metrics">{html_table(heads, rows)}</div>'
 
 
 def _number(text: object) -> float | None:
@@ -241,11 +256,9 @@ def _unlike(before: Evaluation, after: Evaluation, pairs: Mapping[str, tuple[Tas
         for key in ("sampling", "template", "data", "verifier", "few_shot"):
             if all(made) and made[0].get(key) != made[1].get(key):
                 said.append(f"<li><b>{escape(name)}</b> {key.replace('_', ' ')} differs.</li>")
-        said += [
-            f"<li><b>{escape(name)}, {side}</b> {escape(warning)}</li>"
-            for side, task in zip("AB", both, strict=True)
-            for warning in task.warnings
-        ]
+        for warning in dict.fromkeys(warning for task in both for warning in task.warnings):
+            which = " and ".join(x for x, task in zip("AB", both, strict=True) if warning in task.warnings)
+            said.append(f"<li><b>{escape(name)}, {which}</b> {escape(warning)}</li>")
     for one, side, other in ((before, "A", after), (after, "B", before)):
         missing = {task.name for task in one.tasks} - {task.name for task in other.tasks}
         said += [f"<li><b>{escape(name)}</b> was only asked in {side}.</li>" for name in sorted(missing)]

@@ -52,7 +52,7 @@ def short(text: str) -> str:
     return f"{shown} … {left:,} more characters" if left > 0 else shown
 
 
-def _sample(sample: Sample, groups: Counter[int | None], allowed: int) -> list[Any]:
+def _sample(sample: Sample, groups: Counter[int], allowed: int) -> list[Any]:
     text, span, cuts = shorten(sample.completion, sample.span, allowed)
     text = visible(text.replace("\r\n", " \n"))  # as many characters: the places stay
     start, end = span or (-1, -1)

@@ -89,12 +89,14 @@
     if (q[GOLD] !== null) head.append(make("p", "gold", "answer ", make("b", "", make("bdi", "", q[GOLD]))));
     const made = make("article", "sample", head);
     const columns = make("div", data.sides.length > 1 ? "sides" : "one-side");
-    sides.forEach((side, i) => columns.append(column(side, q[SIDES][i], data.sides[i])));
+    // Of two sides the samples that make the change are opened, else the first one.
+    const wanted = { gained: [1, 0], lost: [0, 1] }[q[CHANGE]] ?? [];
+    sides.forEach((side, i) => columns.append(column(side, q[SIDES][i], data.sides[i], wanted[i])));
     made.append(columns);
     return made;
   };
 
-  const column = (side, every, label) => {
+  const column = (side, every, label, wanted) => {
     const judged = every.filter((s) => s[JUDGED] < 2), right = judged.filter((s) => s[JUDGED] === 0).length;
     const tally = make("p", "tally");
     if (label) tally.append(make("b", "", make("bdi", "", label)), " ");
@@ -106,7 +108,8 @@
       if (side.length < every.length) tally.append(` · ${side.length} shown`);
     }
     const made = make("div", "column", ...(tally.childNodes.length ? [tally] : []));
-    side.forEach((s, i) => made.append(sample(s, every.length > 1, open || i === 0)));
+    const first = Math.max(0, side.findIndex((s) => s[JUDGED] === wanted));
+    side.forEach((s, i) => made.append(sample(s, every.length > 1, open || i === first)));
     if (!side.length) made.append(make("p", "empty", "no sample"));
     return made;
   };

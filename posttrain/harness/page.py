@@ -17,10 +17,10 @@ from posttrain.evaluate.metrics import number
 from posttrain.evaluate.page import table
 from posttrain.evaluate.page import write_page as write_shell
 from posttrain.evaluate.runfolder import Estimate, Record
-from posttrain.evaluate.words import NONE, compact, duration
+from posttrain.evaluate.words import NONE, compact, duration, percent1
 from posttrain.harness import embed
 from posttrain.harness.readback import ANSWERS, JUDGEMENTS, Evaluation, Task, estimate, part, read_evaluation
-from posttrain.harness.show import general, interval, made_by, percent1, reports
+from posttrain.harness.show import general, interval, made_by, reports
 
 PAGE = 10  # questions shown at a time
 JUDGED = {"right": "right", "wrong": "wrong", "open": "not judged", "failed": "failed"}
@@ -219,7 +219,7 @@ def _every_number(evaluation: Evaluation) -> str:
     if not rows:
         return ""
     heads = ("task", "metric", "value", "95% interval, %", "questions")
-    shown = f'<div class="metrics">{table(heads, rows)}</div>'
+    shown = f'<div class="metrics named">{table(heads, rows)}</div>'
     heads = ("task", "questions", "samples each", "cut off", "no answer", "failed")
     heads += ("stop / length / error", "mean tokens", "accuracy of the uncut (95%)")
     shown += f'<h3 class="gap">How the samples ended</h3>{table(heads, facts)}' if facts else ""
@@ -232,15 +232,17 @@ def _count(value: object) -> str:
 
 
 def _made_of(evaluation: Evaluation) -> str:
-    parts = f'<dl class="made">{_items(general(evaluation))}</dl>'
-    for task in evaluation.tasks:
-        if made := made_by(task):
-            parts += f'<h3>{escape(task.name)}</h3><dl class="made">{_items(made)}</dl>'
-    return f"<section><h2>What produced them</h2>{parts}</section>"
-
-
-def _items(pairs: Sequence[tuple[str, str]]) -> str:
-    return "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in pairs)
+    """What is alike in all tasks once, the rest in a table."""
+    tasks = {task.name: made for task in evaluation.tasks if (made := dict(made_by(task)))}
+    keys = list(dict.fromkeys(key for made in tasks.values() for key in made))
+    values = {key: [made.get(key) for made in tasks.values()] for key in keys}
+    alike = [(key, found[0]) for key, found in values.items() if len(set(found)) == 1 and found[0]]
+    pairs = [*general(evaluation), *alike]
+    items = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in pairs)
+    apart = [key for key in keys if len(set(values[key])) > 1]
+    rows = [(name, *(made.get(key, NONE) for key in apart)) for name, made in tasks.items()]
+    shown = table(("task", *apart), rows) if apart else ""
+    return f'<section><h2>What produced them</h2><dl class="made">{items}</dl>{shown}</section>'
 
 
 # --- curves ---

@@ -15,7 +15,7 @@ from rich.cells import cell_len, chop_cells, set_cell_size
 from posttrain.evaluate.charts import visible
 from posttrain.evaluate.metrics import number
 from posttrain.evaluate.runfolder import Estimate, Record
-from posttrain.evaluate.words import NONE, compact, duration
+from posttrain.evaluate.words import NONE, compact, duration, percent1
 from posttrain.files import replace_text
 from posttrain.harness.lm_eval import lm_eval
 from posttrain.harness.readback import Evaluation, Task, estimate, part, read_evaluation
@@ -34,7 +34,9 @@ def table(folder: Path) -> str:
         PosttrainError: the folder holds no evaluation.
     """
     evaluation = read_evaluation(folder)
-    rows = [("task", "metric", "value", "[95%]", "n", "cut off", "no answer", "failed", "tokens")]
+    rows: list[tuple[str, ...]] = [
+        ("task", "metric", "value", "[95%]", "n", "cut off", "no answer", "failed", "tokens")
+    ]
     for task in evaluation.tasks:
         facts = _facts(task)
         metrics: list[tuple[str, Estimate | None]] = list(task.metrics.items()) or [(NONE, None)]
@@ -129,12 +131,6 @@ def rows_csv(evaluation: Evaluation) -> str:
 
 
 # --- words that the page uses too ---
-
-
-def percent1(value: object) -> str:
-    """45.3%"""
-    found = number(value)
-    return NONE if found is None else f"{100 * found:.1f}%"
 
 
 def interval(found: Estimate) -> str:

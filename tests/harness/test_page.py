@@ -9,7 +9,7 @@ import pytest
 from posttrain.harness.page import write_page
 from posttrain.types import PosttrainError
 
-VOID = {"meta", "link", "br", "img", "input", "hr", "path"}
+VOID = {"meta", "link", "br", "img", "input", "hr"}
 HOSTILE = {
     "script": "</script><script>document.title='owned'</script>",
     "handler": "<img src=x onerror=\"document.title='owned'\"><svg onload=alert(1)>",
