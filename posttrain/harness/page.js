@@ -104,7 +104,7 @@
       const dots = make("span", "dots");
       dots.setAttribute("aria-hidden", "true");
       dots.append(...every.map((s) => make("i", `dot ${CSS[s[JUDGED]]}`)));
-      tally.append(dots, ` ${right} of ${judged.length} right`);
+      tally.append(dots, judged.length ? ` ${right} of ${judged.length} right` : " none is judged");
       if (side.length < every.length) tally.append(` · ${side.length} shown`);
     }
     const made = make("div", "column", ...(tally.childNodes.length ? [tally] : []));

@@ -16,6 +16,7 @@ from posttrain.evaluate.runfolder import Estimate, Record, Run, json_lines
 from posttrain.types import PosttrainError
 
 ROWS, ANSWERS, VERDICTS = "rows.jsonl", "answers.jsonl", "verdicts.jsonl"
+SENTENCE = 2_000  # characters of a warning at most
 JUDGEMENTS = ("right", "wrong", "open", "failed")
 
 
@@ -73,7 +74,7 @@ class Task:
     @property
     def warnings(self) -> list[str]:
         found = self.result.get("warnings")
-        return [str(one) for one in found] if isinstance(found, list) else []
+        return [_clipped(str(one)) for one in found] if isinstance(found, list) else []
 
 
 @dataclass
@@ -245,6 +246,10 @@ def _span(found: object, length: int) -> tuple[int, int] | None:
     ):
         return None
     return start, end
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= SENTENCE else f"{text[:SENTENCE]}…"
 
 
 def _text(value: object) -> str:

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from posttrain.harness.page import write_page
+from posttrain.harness.show import table
 from posttrain.types import PosttrainError
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -177,6 +178,7 @@ def test_hostile_text_stays_data(hostile):
     assert source.count("<script") == 2
     assert "<!--" not in source
     assert not set("\x00\x07\x1b\u202e\u2066") & set(source)
+    assert len(table(hostile).splitlines()) < 50
     completions = [q[5][0][0][1] for q in data_of(page)["questions"]]
     assert completions[0] == HOSTILE["script"]
     assert completions[4] == "\ufffd lone \ufffd"
