@@ -18,6 +18,8 @@ from posttrain.harness.page import assets, callouts, samples_data, samples_secti
 from posttrain.harness.readback import Evaluation, Question, Task, part, read_evaluation
 from posttrain.harness.show import MEANING, figures, grid, interval, wrapped
 
+SURE = 0.05  # a p-value below this is called a difference
+
 
 @dataclass(frozen=True)
 class Parted:
@@ -33,6 +35,7 @@ def write_comparison(a: Path, b: Path, statistics: Mapping[str, Any], out: Path)
     """Writes the page of `b` against `a`. -> out
 
     statistics: {TASK: {"difference": b less a in 0..1, "ci95": [lo, hi], "p": float, "n": questions of both,
+    "gained": questions that went up, "lost": that went down,
     "needed": {"0.01": questions that a difference of 0.01 takes to be seen, …}}}; any of it may be missing.
 
     Raises:
@@ -182,13 +185,17 @@ def _differences(pairs: Mapping[str, tuple[Task, Task]], statistics: Mapping[str
     rows = f'<div class="row head"><span></span><span class="axis">{axis}</span><span>points</span></div>'
     for name, e in found.items():
         lo, hi, at = (50 + 50 * min(max(v / top, -1.0), 1.0) for v in (e.lo, e.hi, e.accuracy))
-        p, n = _sure(part(statistics, name))
-        sure = e.lo > 0 or e.hi < 0
+        one = part(statistics, name)
+        p, n = _sure(one)
+        won, lost = number(one.get("gained")), number(one.get("lost"))
+        moved = "" if won is None or lost is None else f", {won:,.0f} up, {lost:,.0f} down"
+        value = number(one.get("p"))
+        sure = (e.lo > 0 or e.hi < 0) and (value is None or value < SURE)  # they come from two tests
         css = "level" if not sure else "up" if e.accuracy > 0 else "down"
         said = "" if sure else ": this alone shows no difference"
         rows += (
-            f'<div class="row"><span class="name">{escape(name)}<small>p {p}, {n} questions{said}</small>'
-            "</span>"
+            f'<div class="row"><span class="name">{escape(name)}'
+            f"<small>p {escape(p)}, {n} questions{moved}{said}</small></span>"
             '<span class="track" aria-hidden="true"><i class="zero"></i>'
             f'<i class="bar is" style="left:{lo:.2f}%;width:{hi - lo:.2f}%"></i>'
             f'<i class="mark is" style="left:{at:.2f}%"></i></span>'

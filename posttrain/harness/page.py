@@ -210,7 +210,7 @@ def _every_number(evaluation: Evaluation) -> str:
                 _count(task.planned),
                 percent1(held.get("truncated")),
                 percent1(held.get("no_answer")),
-                _count(held.get("failed")),
+                *(_count(held.get(key)) for key in ("failed", "not_judged", "verifier_failed")),
                 " / ".join(_count(ends.get(key)) for key in ("stop", "length", "error")),
                 compact(held.get("mean_tokens")),
                 f"{percent1(complete.accuracy)} ({interval(complete)})" if complete else NONE,
@@ -221,6 +221,7 @@ def _every_number(evaluation: Evaluation) -> str:
     heads = ("task", "metric", "value", "95% interval, %", "questions")
     shown = f'<div class="metrics named">{table(heads, rows)}</div>'
     heads = ("task", "questions", "samples each", "cut off", "no answer", "failed")
+    heads += ("not judged", "verifier failed")
     heads += ("stop / length / error", "mean tokens", "accuracy of the uncut (95%)")
     shown += f'<h3 class="gap">How the samples ended</h3>{table(heads, facts)}' if facts else ""
     return f"<section><h2>Every number</h2>{shown}</section>"
@@ -284,7 +285,7 @@ def _by_k(task: Task) -> str:
 def _by_budget(task: Task) -> str:
     points = _points(task, "budget", "tokens")
     line = Line("accuracy", [number(record.get("accuracy")) for _, record in points])
-    note = "Accuracy if every completion had been cut at so many tokens."
+    note = "Answers that are right and took no more tokens than that."
     steps = [tokens for tokens, _ in points]
     title = f"{task.name}: token budget"
     return line_chart(title, steps, [line], percent1, note=note, smooth=False, unit="tokens", height=190)

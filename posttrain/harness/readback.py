@@ -179,8 +179,11 @@ def _task(folder: Path, result: Record, settings: Record, samples: bool) -> Task
         one = Question(str(row.get("id")), _text(row.get("question")), None if gold is None else _text(gold))
         questions[one.id] = one
     verdicts = {_key(record): record for record in _lines(folder / VERDICTS, task)}
-    # A request that was tried again has two lines: the later one counts.
-    answers = {_key(record): record for record in _lines(folder / ANSWERS, task)}
+    answers: dict[tuple[str, int], Record] = {}
+    for record in _lines(folder / ANSWERS, task):
+        # A sample that failed and was drawn again has two lines. Else the first one is what was judged.
+        if answers.setdefault(_key(record), record).get("finish") == "error":
+            answers[_key(record)] = record
     for key, record in sorted(answers.items(), key=lambda item: item[0][1]):
         question = questions.setdefault(key[0], Question(key[0]))
         question.samples.append(_sample(key[1], record, verdicts.get(key, {})))

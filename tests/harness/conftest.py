@@ -155,6 +155,8 @@ def _summary(name: str, questions: int, samples: int, verdicts: list, answers: l
             "truncated": ends.count("length") / len(ends),
             "no_answer": sum(v["extracted"] is None for v in verdicts) / len(verdicts),
             "failed": ends.count("error"),
+            "not_judged": sum(v["right"] is None for v in verdicts) - ends.count("error"),
+            "verifier_failed": 0,
             "finish": {end: ends.count(end) for end in ("stop", "length", "error")},
             "accuracy_if_complete": _estimate(min(1.0, mean / 0.94), questions),
             "mean_tokens": sum(answer["tokens"] or 0 for answer in answers) / len(answers),

@@ -7,7 +7,15 @@ from posttrain.harness.compare_page import comparison_table, parted, write_compa
 from posttrain.harness.readback import Question, Sample, Task, read_evaluation
 
 STATISTICS = {
-    "gsm8k": {"difference": 0.083, "ci95": [0.021, 0.147], "p": 0.0004, "n": 6, "needed": {"0.01": 18211}},
+    "gsm8k": {
+        "difference": 0.083,
+        "ci95": [0.021, 0.147],
+        "p": 0.0004,
+        "n": 6,
+        "gained": 5,
+        "lost": 1,
+        "needed": {"0.01": 18211},
+    },
     "mgsm_zh": {"difference": -0.25, "ci95": [-0.6, 0.1], "p": 0.21, "n": 4, "needed": {}},
 }
 
@@ -54,7 +62,8 @@ def test_the_page_shows_differences_and_both_sides(evaluation):
         "-60.0, +10.0",
     ):
         assert part in static
-    assert "this alone shows no difference" in static
+    assert static.count("this alone shows no difference") == 1
+    assert "6 questions, 5 up, 1 down" in static
     assert "18,211" in static
     data = data_of(out)
     before, after = read_evaluation(a), read_evaluation(b)
@@ -92,3 +101,9 @@ def test_the_table_of_two(evaluation):
     assert "+8.3 [+2.1, +14.7] <0.001 6" in " ".join(shown.split())
     assert max(cell_len(line) for line in shown.splitlines()) <= 110
     assert "\x1b" not in shown
+
+
+def test_a_difference_has_to_pass_both_tests(evaluation):
+    a, b = evaluation("a"), evaluation("b", model="runs/after")
+    edge = {"gsm8k": {**STATISTICS["gsm8k"], "p": 0.06}}
+    assert "this alone shows no difference" in write_comparison(a, b, edge, a.parent / "c.html").read_text()

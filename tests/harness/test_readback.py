@@ -54,19 +54,18 @@ def test_what_is_half_done_is_said(evaluation):
     assert found.tasks[0].metrics == {}
 
 
-def test_a_later_line_counts(evaluation):
+FAILED = {"id": "gsm8k-0", "sample": 0, "completion": "", "tokens": None, "finish": "error", "error": "503"}
+
+
+def test_an_answer_takes_the_place_of_an_error_and_of_nothing_else(evaluation):
     folder = evaluation(tasks=(("gsm8k", 1, 1, 0.5),))
-    again = {
-        "id": "gsm8k-0",
-        "sample": 0,
-        "completion": "again",
-        "tokens": 1,
-        "finish": "stop",
-        "error": None,
-    }
-    add(folder / "gsm8k" / "answers.jsonl", again)
+    answers = folder / "gsm8k" / "answers.jsonl"
+    answers.write_bytes(b"")
+    again = {**FAILED, "completion": "again", "finish": "stop", "error": None}
+    add(answers, FAILED, FAILED, again, {**again, "completion": "and again"}, FAILED)
     (sample,) = read_evaluation(folder).tasks[0].samples
     assert sample.completion == "again"
+    assert sample.judged != "failed"
 
 
 def test_damage_is_left_out_and_told_of(evaluation):
@@ -84,15 +83,7 @@ def test_damage_is_left_out_and_told_of(evaluation):
 
 def test_a_failed_request_is_neither_right_nor_wrong(evaluation):
     folder = evaluation(tasks=(("gsm8k", 1, 1, 0.5),))
-    record = {
-        "id": "gsm8k-0",
-        "sample": 0,
-        "completion": "",
-        "tokens": None,
-        "finish": "error",
-        "error": "503",
-    }
-    add(folder / "gsm8k" / "answers.jsonl", record)
+    (folder / "gsm8k" / "answers.jsonl").write_text(json.dumps(FAILED) + "\n")
     (sample,) = read_evaluation(folder).tasks[0].samples
     assert (sample.judged, sample.note) == ("failed", "503")
 
