@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from html import escape as html_escape
 
-from posttrain.evaluate.words import percent, share
+from posttrain.evaluate.words import percent, percent1, share
 
 POINTS = 240  # a chart draws at most this many points; more steps are averaged in equal pieces
 SMOOTH_FROM = 16  # with fewer points the raw line is clear enough
@@ -25,7 +25,12 @@ Format = Callable[[float], str]
 
 def escape(text: object) -> str:
     """Anything as inert HTML text: tags escaped, characters that HTML forbids made visible."""
-    return html_escape(_FORBIDDEN.sub(_visible, str(text).replace("\r\n", "\n")), quote=True)
+    return html_escape(visible(str(text).replace("\r\n", "\n")), quote=True)
+
+
+def visible(text: str) -> str:
+    """As many characters; those that HTML forbids or that turn the order of letters are made visible."""
+    return _FORBIDDEN.sub(_visible, text)
 
 
 # Control characters but tab and newline, marks that turn the order of letters, lone surrogates (valid in
@@ -285,7 +290,7 @@ def _figure(
     height: int,
     unit: str = "step",
 ) -> str:
-    axis = share if fmt is percent else fmt
+    axis = share if fmt in (percent, percent1) else fmt
     rules = "".join(f'<path class="rule" d="M0 {scale.y(t):.2f}H100"/>' for t in ticks)
     y_axis = "".join(f'<span class="y" style="top:{scale.y(t):.2f}%">{escape(axis(t))}</span>' for t in ticks)
     first, last = scale.steps[0], scale.steps[-1]

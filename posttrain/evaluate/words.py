@@ -20,6 +20,12 @@ def percent(value: object) -> str:
     return f"{found:.1%}" if 0 < abs(found) < 0.0995 or 0.9905 <= found < 1 else f"{found:.0%}"
 
 
+def percent1(value: object) -> str:
+    """Always with one decimal: 45.3%"""
+    found = number(value)
+    return NONE if found is None else f"{100 * found:.1f}%"
+
+
 def share(value: object) -> str:
     """A tick of an axis in per cent: 2.5%, 40%."""
     found = number(value)
