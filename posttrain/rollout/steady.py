@@ -4,7 +4,8 @@ Rounding depends on shapes: a product of another number of rows may add in anoth
 another column too, and in bfloat16 a near tie of two tokens then falls the other way. Here every shape that a
 row meets follows from the row itself. Its prompt is run alone. It is decoded among rows whose prompts fill
 the same number of columns, in batches of sizes that a trial at the start found to give each row the same
-bits; a batch that comes to none of them is filled up with rows that nobody reads.
+bits; a batch that comes to none of them is filled up with rows that nobody reads. All of it holds for one
+machine, with the same versions and as many threads.
 """
 
 from __future__ import annotations
