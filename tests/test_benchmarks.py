@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import report
+from benchmarks import agreement, report
+from posttrain.harness.answer import Answer
 
 ROOT = Path(__file__).parents[1]
 
@@ -126,3 +127,21 @@ def test_parts_measured_before_stay(tmp_path):
     }
     text = (tmp_path / "RESULTS.md").read_text()
     assert 0 < text.index(report.TITLES["linear"]) < text.index(report.TITLES["vllm"])
+
+
+def answer(id, text, finish="stop"):
+    return Answer(id, 0, text, None, finish)
+
+
+def test_agreement_counts_tokens_before_the_first_difference():
+    one = [answer("a", "1234"), answer("b", "xyz"), answer("c", "same"), answer("d", "only here")]
+    other = [answer("b", "xyzzy"), answer("c", "same"), answer("a", "12x4"), answer("e", "", "error")]
+    found = agreement.agreement(one, other, lambda text: [ord(letter) for letter in text])
+    assert (found["answers"], found["same"], found["alone"]) == (3, 1, 1)
+    assert (found["tokens"], found["agreeing"]) == (4 + 5 + 4, 2 + 3 + 4)
+    assert found["share"] == 9 / 13
+    assert found["differences"] == [
+        {"id": "a", "sample": 0, "at": 2, "one": "34", "other": "x4"},
+        {"id": "b", "sample": 0, "at": 3, "one": "", "other": "zy"},
+    ]
+    assert agreement.agreement([], [], list)["share"] == 1.0

@@ -158,7 +158,7 @@ def test_content_is_never_imported() -> None:
 
 
 def test_optional_packages_are_known_to_one_file_each() -> None:
-    for name in ("vllm", "deepspeed", "peft"):
+    for name in ("vllm", "deepspeed", "peft", "openai"):
         users = [str(path) for path in modules().values() if name in imports_of(path)]
         assert len(users) <= 1, users
 

@@ -93,6 +93,10 @@ class NativeEngine:
         """Which live completions end with their t-th token; token, and rows of the batch: [live]."""
         return torch.isin(token, self.ends)
 
+    def keeps(self, alive: Tensor) -> Tensor:
+        """Which rows stay in the batch, given which of them go on; [live] both."""
+        return alive if int(alive.sum()) < KEEP * len(alive) else torch.ones_like(alive)
+
     def _batch(self, prompts, uniform: Tensor, sampling: Sampling, report, on_group: OnGroup) -> None:
         """uniform: [prompts, n, R], the randomness of every token of the n completions of each prompt.
 
@@ -104,7 +108,7 @@ class NativeEngine:
         lengths = torch.tensor([len(p) for p in prompts], device=device)
         uniform = uniform.view(B, R).to(device)
         hidden, cache = self._prefill(prompts, n)
-        P = int(lengths.max())
+        P = cache.length
         positions = lengths.repeat_interleave(n)
         hide = torch.finfo(hidden.dtype).min
         bias = torch.zeros(B, P, dtype=hidden.dtype, device=device)
@@ -130,16 +134,16 @@ class NativeEngine:
             if stopped.any():
                 ended[rows[stopped]] = True
                 taken[rows[stopped]] = t + 1
+                hand_over(ended.view(S, n).all(1) & ~told)
                 if report is not None:
                     report(int(ended.sum()))
-                hand_over(ended.view(S, n).all(1) & ~told)
                 alive = ~ended[rows]
-                left = int(alive.sum())
-                if left == 0:
+                if not alive.any():
                     break
-                if left < KEEP * len(rows):
-                    cache = KVCache([k[alive] for k in cache.keys], [v[alive] for v in cache.values])
-                    rows, token, bias, positions = rows[alive], token[alive], bias[alive], positions[alive]
+                keep = self.keeps(alive)
+                if not keep.all():
+                    cache = KVCache([k[keep] for k in cache.keys], [v[keep] for v in cache.values])
+                    rows, token, bias, positions = rows[keep], token[keep], bias[keep], positions[keep]
             elif report is not None:
                 report(int(ended.sum()))
             if t + 1 < R:
@@ -151,9 +155,9 @@ class NativeEngine:
                 layout = DecodeLayout(cache, bias, P + t)
                 hidden = self.model.hidden(token[:, None], positions[:, None], layout)[:, 0]
                 positions = positions + 1
+        hand_over(~told)
         if report is not None:
             report(B)
-        hand_over(~told)
 
     def _prefill(self, prompts: Sequence[list[int]], n: int) -> tuple[Tensor, KVCache]:
         """Run every prompt once, packed; return the last hidden state [B, H] and the cache for its n rows."""
