@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from posttrain import __version__, content
+from posttrain import __version__, content, eval_command
+from posttrain.files import is_there
 from posttrain.stop import Stopped
 from posttrain.types import PosttrainError
 from posttrain.words import did_you_mean
@@ -30,6 +31,7 @@ posttrain run mine.yaml train.steps=5 --dry-run     what would run
 posttrain run mine.yaml                             run it
 posttrain reward check ./my_reward.py --data rows.jsonl   what a reward does on real rows
 posttrain reward audit rows.jsonl --reward accuracy       where it is wrong, and what fools it
+posttrain eval gsm8k --model runs/demo/model        how good a model is, and how sure that number is
 """
 
 
@@ -37,7 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
-    if args.command == "run":  # overrides may stand on both sides of --dry-run; argparse takes one side only
+    if args.command in (
+        "run",
+        "eval",
+    ):  # overrides may stand on both sides of options; argparse takes one side
         args.overrides += [text for text in rest if not text.startswith("-")]
         rest = [text for text in rest if text.startswith("-")]
     if rest:
@@ -102,11 +107,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--until", metavar="stage", help="the last stage to run")
     run.set_defaults(act=_run)
 
-    status = commands.add_parser("status", help="say what a run's folder holds, and what is still to do")
+    eval_command.add_to(commands)
+
+    status = commands.add_parser("status", help="say what a run's or an evaluation's folder holds")
     status.add_argument("folder", type=Path, help="the run's folder")
     status.set_defaults(act=_status)
 
-    report = commands.add_parser("report", help="write a run's report.html again")
+    report = commands.add_parser("report", help="write the report.html of a run or an evaluation again")
     report.add_argument("folder", type=Path, help="the run's folder")
     report.set_defaults(act=_report)
 
@@ -232,8 +239,12 @@ def _run_stages(args: argparse.Namespace, staged: Staged) -> int:
 
 
 def _status(args: argparse.Namespace) -> None:
-    _is_there(args.folder)
-    if _holds_stages(args.folder):
+    is_there(args.folder)
+    if (args.folder / "eval.json").is_file():
+        from posttrain.harness.show import table
+
+        print(table(args.folder))
+    elif _holds_stages(args.folder):
         from posttrain.evaluate.stages_table import stages_table
 
         print(stages_table(args.folder))
@@ -244,8 +255,12 @@ def _status(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    _is_there(args.folder)
-    if _holds_stages(args.folder):
+    is_there(args.folder)
+    if (args.folder / "eval.json").is_file():
+        from posttrain.harness.page import write_page
+
+        print(write_page(args.folder))
+    elif _holds_stages(args.folder):
         from posttrain.evaluate.stages_page import write_stages_report
 
         print(write_stages_report(args.folder))
@@ -253,11 +268,6 @@ def _report(args: argparse.Namespace) -> None:
         from posttrain.evaluate.report import write_report
 
         print(write_report(args.folder))
-
-
-def _is_there(folder: Path) -> None:
-    if not folder.is_dir():
-        raise PosttrainError(f"no folder {folder}; name the folder of a run, such as runs/demo")
 
 
 def _holds_stages(folder: Path) -> bool:

@@ -11,6 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from posttrain.types import PosttrainError
+
+
+def is_there(folder: Path) -> None:
+    """Raise PosttrainError where there is no such folder of a run."""
+    if not folder.is_dir():
+        raise PosttrainError(f"no folder {folder}; name the folder of a run, such as runs/demo")
+
 
 @contextmanager
 def written_aside(folder: Path) -> Iterator[Path]:

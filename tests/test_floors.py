@@ -57,11 +57,13 @@ FLOORS = {
     "doctor": 5,
     "estimate": 5,
     "machine": 5,
+    "measure": 5,
     "past": 5,
     "session": 5,
     "runners": 5,
     "pipeline": 5,
     "cli": 6,
+    "eval_command": 6,
     "__main__": 6,
 }
 LIGHT = (*(name for name, floor in FLOORS.items() if floor <= 1), "cli")

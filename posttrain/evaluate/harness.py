@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from posttrain.evaluate.metrics import clustered, proportion
+from posttrain.evaluate.metrics import proportion
+from posttrain.harness.intervals import average
 from posttrain.rewards import RewardSpec, Spec
 from posttrain.rollout.engine import Engine, Progress
 from posttrain.types import Completion, PosttrainError, Prompt, Sampling, Score
@@ -89,7 +90,7 @@ def evaluate(
         flat = _judge(judge, owners, [completion for group in groups for completion in group])
         failures.update(_failures(flat))
         verdicts = iter([_right(score, judge.names[0]) for score in flat])
-        sampled = clustered(
+        sampled = of_samples(
             [[v for v in (next(verdicts) for _ in group) if v is not None] for group in groups]
         )
     evaluation: dict[str, Any] = {
@@ -108,6 +109,21 @@ def evaluate(
         for prompt, completion, score, s, m in zip(prompts, greedy, scores, strict, lenient, strict=True)
     ]
     return evaluation, records
+
+
+def of_samples(groups: Sequence[Sequence[bool]]) -> dict[str, Any]:
+    """The sampled verdicts of each question -> {"accuracy", "ci95", "n": questions, "samples": in all}.
+
+    Samples of one question resemble each other: a question counts once, with the share of it that is right.
+    """
+    groups = [group for group in groups if group]
+    found = average([sum(group) / len(group) for group in groups])
+    return {
+        "accuracy": found["value"],
+        "ci95": found["ci95"],
+        "n": found["n"],
+        "samples": sum(map(len, groups)),
+    }
 
 
 def _seed(seed: int, prompt_id: str) -> int:

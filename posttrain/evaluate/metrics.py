@@ -49,33 +49,6 @@ def proportion(verdicts: Sequence[bool]) -> dict[str, Any]:
     return {"accuracy": right / n, "ci95": list(wilson(right, n)), "n": n}
 
 
-def clustered(groups: Sequence[Sequence[bool]]) -> dict[str, Any]:
-    """k sampled verdicts a question -> {"accuracy", "ci95", "n": questions, "samples": verdicts in all}.
-
-    Samples of one question resemble each other, so they must not count as independent. The cluster-robust
-    variance of the mean (Liang and Zeger) is turned into an effective sample size, between the number of
-    questions (all samples of a question agree) and the number of samples (they agree no more than by chance),
-    and that goes into Wilson's interval. With one sample a question this is exactly `proportion`.
-    """
-    groups = [group for group in groups if len(group)]
-    if not groups:
-        raise ValueError("no samples: an accuracy needs at least one")
-    total = sum(len(group) for group in groups)
-    p = sum(sum(group) for group in groups) / total
-    variance = sum((sum(group) - p * len(group)) ** 2 for group in groups) / total**2
-    if 0 < p < 1:
-        effective = p * (1 - p) / variance if variance > 0 else total
-        effective = max(1.0, min(effective, total))
-    else:
-        effective = len(groups)  # all alike: nothing shows that samples of a question are independent
-    return {
-        "accuracy": p,
-        "ci95": list(wilson(p * effective, effective)),
-        "n": len(groups),
-        "samples": total,
-    }
-
-
 def paired(gained: int, lost: int, n: int) -> tuple[float, float]:
     """95% interval of the difference of two accuracies on the same `n` questions.
 

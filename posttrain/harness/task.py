@@ -18,7 +18,7 @@ from posttrain.recipe import Count, FolderName, Positive, Share, Source, Text, W
 from posttrain.settings import Section, Wrong
 
 Texts = Annotated[tuple[Text, ...], Field(strict=False)]
-_METRIC = re.compile(r"accuracy|(?:avg|pass|cons)@([1-9]\d*)|g_pass@([1-9]\d*)_(?:0\.\d+|1\.0)")
+_METRIC = re.compile(r"accuracy|(?:avg|pass|cons|best_of)@([1-9]\d*)|g_pass@([1-9]\d*)_(?:0\.\d+|1\.0)")
 
 
 class Choices(Section):
@@ -128,6 +128,8 @@ class Task(Section):
     choices: Choices | None = None
     few_shot: FewShot | None = None
     verifier: Verifier
+    best_of: Verifier | None = None
+    """A reward that picks one of a question's answers: best_of@k is how often the picked one is right."""
     sampling: Sampling = Sampling()
     metric: Text | None = None
     """The number that stands for the task; null: accuracy, or avg@k where k answers are drawn."""
@@ -180,6 +182,8 @@ class Task(Section):
             match, samples = _METRIC.fullmatch(self.metric), self.sampling.samples
             if match is None:
                 raise Wrong("metric", "is accuracy, avg@4, pass@4, cons@4 or g_pass@4_0.5, with any numbers")
+            if self.metric.startswith("best_of") and self.best_of is None:
+                raise Wrong("metric", f"{self.metric} needs best_of, the reward that picks")
             if int(match[1] or match[2] or 1) > samples:
                 raise Wrong("metric", f"{self.metric} needs more answers than sampling.samples: {samples}")
         return self

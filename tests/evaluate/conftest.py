@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from posttrain.evaluate.metrics import clustered, proportion
+from posttrain.evaluate.harness import of_samples
+from posttrain.evaluate.metrics import proportion
 from posttrain.plan import Planned, begin, finish, plan
 from posttrain.stages import dump, load_stages
 
@@ -26,7 +27,7 @@ def _evaluation(
     sampled = None
     if samples:
         levels = [min(1.0, rng.betavariate(0.6, 0.6 / max(accuracy, 0.05) - 0.5)) for _ in range(256)]
-        sampled = clustered([[rng.random() < p for _ in range(samples)] for p in levels])
+        sampled = of_samples([[rng.random() < p for _ in range(samples)] for p in levels])
     return {
         "strict": proportion(verdicts),
         "lenient": proportion(lenient),

@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from posttrain.evaluate.metrics import Z95, clustered, disjoint, number, paired, proportion, wilson
+from posttrain.evaluate.metrics import Z95, disjoint, number, paired, proportion, wilson
 
 
 def brute_wilson(successes: int, n: int) -> tuple[float, float]:
@@ -56,55 +56,6 @@ def test_proportion():
     assert got == {"accuracy": 0.5, "ci95": list(wilson(2, 4)), "n": 4}
     with pytest.raises(ValueError, match="no verdicts"):
         proportion([])
-
-
-def test_clustered_with_one_sample_a_question_is_the_plain_interval():
-    verdicts = [True] * 30 + [False] * 70
-    got = clustered([[v] for v in verdicts])
-    assert got["ci95"] == pytest.approx(proportion(verdicts)["ci95"], abs=1e-12)
-    assert got["n"] == got["samples"] == 100
-
-
-def test_clustered_when_samples_of_a_question_agree_counts_questions():
-    got = clustered([[True] * 8] * 30 + [[False] * 8] * 70)
-    assert got["ci95"] == pytest.approx(wilson(30, 100), abs=1e-12)
-    assert got["samples"] == 800
-
-
-def test_clustered_never_claims_more_than_independent_samples():
-    got = clustered([[True, False]] * 50)  # question means are all 0.5: naive standard error 0
-    assert got["ci95"] == pytest.approx(wilson(50, 100), abs=1e-12)
-
-
-def test_clustered_all_right_or_all_wrong_counts_questions():
-    assert clustered([[False] * 4] * 25)["ci95"] == pytest.approx(wilson(0, 25))
-    assert clustered([[True] * 4] * 25)["ci95"] == pytest.approx(wilson(25, 25))
-
-
-def test_clustered_unequal_and_empty_groups():
-    got = clustered([[True, True, True], [], [False]])
-    assert (got["accuracy"], got["n"], got["samples"]) == (0.75, 2, 4)
-    with pytest.raises(ValueError, match="no samples"):
-        clustered([[], []])
-
-
-def test_clustered_interval_covers_the_truth_where_the_naive_one_does_not():
-    """200 questions x 8 samples, half of them hard: 95% intervals must hold the mean ~95% of the time."""
-    rng = random.Random(0)
-    covered = naive_covered = 0
-    trials = 400
-    truth = 0.5 * 0.05 + 0.5 * 0.85  # half the questions easy, half hard
-    for _ in range(trials):
-        groups = []
-        for _ in range(200):
-            p = 0.05 if rng.random() < 0.5 else 0.85
-            groups.append([rng.random() < p for _ in range(8)])
-        lo, hi = clustered(groups)["ci95"]
-        covered += lo <= truth <= hi
-        lo, hi = wilson(sum(map(sum, groups)), 1600)
-        naive_covered += lo <= truth <= hi
-    assert 0.92 <= covered / trials <= 0.98
-    assert naive_covered / trials < 0.8
 
 
 def brute_paired(gained: int, lost: int, n: int, d: float) -> bool:
