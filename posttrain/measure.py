@@ -89,7 +89,8 @@ def evaluate(asked: Asked, folder: Path) -> Path:
                 answerer.close()
                 _took(folder, time.monotonic() - began)
         for task in asked.tasks:
-            _judge(folder / task.name, task, display, stop, asked.workers)
+            if not _is_judged(folder / task.name):
+                _judge(folder / task.name, task, display, stop, asked.workers)
         return write_result(folder)
 
 
@@ -243,6 +244,12 @@ def _judge(folder: Path, task: Task, display: Display, stop: Stop, workers: int)
         on_progress=watch,
     )
     write_whole(folder / "verdicts.jsonl", verdicts)
+
+
+def _is_judged(folder: Path) -> bool:
+    """Whether no answer has come since the verdicts were written."""
+    answers, verdicts = folder / "answers.jsonl", folder / "verdicts.jsonl"
+    return verdicts.is_file() and verdicts.stat().st_mtime_ns >= answers.stat().st_mtime_ns
 
 
 def _sorted(folder: Path) -> list[Answer]:

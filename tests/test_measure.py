@@ -73,8 +73,10 @@ def test_again_it_asks_nothing_and_another_question_is_refused(
     folder = tmp_path / "out"
     assert evaluate(task, folder) == 0
     before = (folder / "sums" / "answers.jsonl").read_bytes()
+    judged = (folder / "sums" / "verdicts.jsonl").stat().st_mtime_ns
     assert evaluate(task, folder) == 0
     assert (folder / "sums" / "answers.jsonl").read_bytes() == before
+    assert (folder / "sums" / "verdicts.jsonl").stat().st_mtime_ns == judged
     assert evaluate(task, folder, "sampling.max_tokens=9") == 2
     assert "other settings" in capsys.readouterr().err
     assert evaluate(task, folder, "--seed", "1") == 2
@@ -181,6 +183,10 @@ def test_two_models_on_the_same_questions(task: Path, tmp_path: Path, capsys: An
         (["{task}", "--model", "tiny", "--base-url", "http://127.0.0.1:1/v1"], "--engine openai"),
         (["{task}", "{task}", "--model", "tiny"], "named twice"),
         (["{task}", "gsm8k", "--model", "tiny", "--data", "rows.jsonl"], "that task alone"),
+        (
+            ["{task}", "--model", "m", "--engine", "openai", "--base-url", "http://127.0.0.1:9/v1"],
+            "127.0.0.1:9",
+        ),
         (["compare", "nowhere", "nor-here"], "nowhere"),
         (["--rescore", "nowhere"], "nowhere"),
     ],
