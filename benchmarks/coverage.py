@@ -6,7 +6,7 @@ How hard questions are is drawn from mixtures of Beta distributions, from 5% rig
 the questions; the truth is the mean over all questions, from the mixture itself. An honest 95% interval
 holds it in 95% of the trials. Beside posttrain's intervals (posttrain.harness.intervals) stand others:
 
-  clustered  Wilson's at the effective number of samples (posttrain.evaluate.metrics)
+  clustered  Wilson's at the effective number of samples (Liang and Zeger's variance)
   t          mean and Student's t over questions
   BCa        the bootstrap over questions, of 1,000 draws and a fifth of the trials, for 30 and 100 questions
 """
@@ -117,7 +117,7 @@ def shown_ends(values: Array, counts: Array) -> tuple[Array, Array]:
 
 
 def clustered_ends(values: Array, counts: Array) -> tuple[Array, Array]:
-    """`clustered` of posttrain.evaluate.metrics from the counts of the values, for many trials at once."""
+    """The ends of `clustered` from the counts of the values, for many trials at once."""
     questions, samples = counts.sum(axis=1), len(values) - 1
     p = counts @ values / questions
     spread, alone = counts @ values**2 / questions - p**2, p * (1 - p)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import agreement, report
-from posttrain.harness.answer import Answer
+from posttrain.harness.answer import Answer, Finish
 
 ROOT = Path(__file__).parents[1]
 
@@ -129,7 +129,7 @@ def test_parts_measured_before_stay(tmp_path):
     assert 0 < text.index(report.TITLES["linear"]) < text.index(report.TITLES["vllm"])
 
 
-def answer(id, text, finish="stop"):
+def answer(id, text, finish: Finish = "stop"):
     return Answer(id, 0, text, None, finish)
 
 
@@ -144,4 +144,4 @@ def test_agreement_counts_tokens_before_the_first_difference():
         {"id": "a", "sample": 0, "at": 2, "one": "34", "other": "x4"},
         {"id": "b", "sample": 0, "at": 3, "one": "", "other": "zy"},
     ]
-    assert agreement.agreement([], [], list)["share"] == 1.0
+    assert agreement.agreement([], [], lambda text: [len(text)])["share"] == 1.0

@@ -107,7 +107,8 @@ def native(model: Model, *, rows: int = 64, steady: bool = True) -> NativeAnswer
     """
     loaded, tokenizer = models.load(model.name, tokens=model.tokens, layers=model.layers)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    policy = Policy(loaded.eval().to(device))
+    policy = Policy(loaded.eval())
+    policy.to(device)
     dtype = models.compute_type(model.compute)
     about = {
         "engine": "native",

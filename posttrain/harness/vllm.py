@@ -34,10 +34,11 @@ class VllmAnswerer:
             raise PosttrainError(
                 f"vLLM cannot be imported ({error}); run: pip install 'posttrain[vllm]'"
             ) from None
-        self._vllm, self._final = vllm, RequestOutputKind.FINAL_ONLY
+        self._vllm: Any = vllm
+        self._final = RequestOutputKind.FINAL_ONLY
         dtype = str(models.compute_type(compute)).removeprefix("torch.")
         self.model, self.dtype = model, dtype
-        self.llm = vllm.LLM(models.resolve(model), dtype=dtype, max_model_len=context)
+        self.llm: Any = self._vllm.LLM(models.resolve(model), dtype=dtype, max_model_len=context)
         self.tokenizer = self.llm.get_tokenizer()
 
     def describe(self) -> dict[str, Any]:
