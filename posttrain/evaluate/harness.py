@@ -14,13 +14,11 @@ from typing import Any, Protocol
 
 from posttrain.evaluate.metrics import proportion
 from posttrain.harness.intervals import average
+from posttrain.harness.judge import RIGHT, ROWS
 from posttrain.rewards import RewardSpec, Spec
 from posttrain.rollout.engine import Engine, Progress
 from posttrain.types import Completion, PosttrainError, Prompt, Sampling, Score
 from posttrain.verify.equations import has_step
-
-RIGHT = 0.5  # a first reward above this says that the answer is right
-ROWS = 256  # completions judged at a time: one hanging answer makes its batch be judged row by row
 
 
 class Judge(Protocol):

@@ -49,40 +49,37 @@ def judge(
     with ExitStack() as stack:
         rewards = stack.enter_context(Rewards([verifier], deadline, workers))
         compare = stack.enter_context(Rewards([same.SPEC], deadline))
-        verdicts: list[Verdict] = []
-        for at in range(0, len(answers), ROWS):
-            part = answers[at : at + ROWS]
-            verdicts += _judged(rewards, [by_id[answer.id] for answer in part], part, form)
-            if on_progress is not None:
-                on_progress(len(verdicts), len(answers))
+        asked = [by_id[answer.id] for answer in answers]
+        scores = _scores(rewards, asked, answers, on_progress)
+        verdicts = [_verdict(*pair, form) for pair in zip(answers, scores, strict=True)]
         _number(verdicts, compare)
         if picks is not None:
             scorer = stack.enter_context(Rewards([picks], deadline, workers))
-            for at in range(0, len(answers), ROWS):
-                part = answers[at : at + ROWS]
-                scores = _scores(scorer, [by_id[answer.id] for answer in part], part)
-                for verdict, i in zip(verdicts[at : at + ROWS], range(len(part)), strict=True):
-                    score = scores.get(i)
-                    verdict["score"] = None if score is None else score.total
+            for verdict, score in zip(verdicts, _scores(scorer, asked, answers), strict=True):
+                verdict["score"] = None if score is None else score.total
     return verdicts
 
 
-def _judged(
-    rewards: Rewards, prompts: Sequence[Prompt], answers: Sequence[Answer], form: Form | None
-) -> list[Verdict]:
-    scores = _scores(rewards, prompts, answers)
-    return [_verdict(answer, scores.get(i), form) for i, answer in enumerate(answers)]
-
-
-def _scores(rewards: Rewards, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> dict[int, Score]:
-    """The scores of those that are answers, by their place."""
-    ended, written = [], []
-    for i, answer in enumerate(answers):
-        if answer.finish != "error":
-            # Rewards that count tokens get none here: a server does not say which they were.
-            written.append(Completion([], [], answer.finish, answer.completion))
-            ended.append(i)
-    return dict(zip(ended, rewards.score([prompts[i] for i in ended], written), strict=True))
+def _scores(
+    rewards: Rewards,
+    prompts: Sequence[Prompt],
+    answers: Sequence[Answer],
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Score | None]:
+    """A score an answer; None for a failed request."""
+    found: list[Score | None] = []
+    for at in range(0, len(answers), ROWS):
+        owners, written, part = [], [], answers[at : at + ROWS]
+        for prompt, answer in zip(prompts[at : at + ROWS], part, strict=True):
+            if answer.finish != "error":
+                # Rewards that count tokens get none here: a server does not say which they were.
+                written.append(Completion([], [], answer.finish, answer.completion))
+                owners.append(prompt)
+        scores = iter(rewards.score(owners, written))
+        found += [None if answer.finish == "error" else next(scores) for answer in part]
+        if on_progress is not None:
+            on_progress(len(found), len(answers))
+    return found
 
 
 def _verdict(answer: Answer, score: Score | None, form: Form | None) -> Verdict:
