@@ -25,6 +25,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from posttrain import flex
+from posttrain.multimodal import body
 
 NAME = "posttrain_groups"
 
@@ -54,15 +55,17 @@ def attending(layout: Layout) -> Iterator[None]:
 
 
 def use(model: PreTrainedModel) -> None:
-    """Switch a model to this attention function. No mask function is registered under the name, so
-    transformers builds no mask (masking_utils: an implementation without one gets None).
+    """Switch a model to this attention function, its language model alone if it sees. No mask function
+    is registered under the name, so transformers builds no mask (masking_utils: an implementation without one
+    gets None).
 
     Raises:
         NotPackable: the architecture does not dispatch its attention.
     """
-    if not getattr(model, "_supports_attention_backend", False):
+    within = body(model)
+    if not getattr(within, "_supports_attention_backend", False):
         raise NotPackable(f"{type(model).__name__} does not dispatch its attention")
-    model.set_attn_implementation(NAME)
+    within.set_attn_implementation(NAME)
 
 
 def recompute(model: PreTrainedModel) -> bool:

@@ -26,6 +26,7 @@ from transformers.activations import SiLUActivation
 
 from posttrain.attention import Span
 from posttrain.group_attention import Attention, Shape, attend, attend_backward
+from posttrain.multimodal import body
 from posttrain.weights import embed, give, give_product, state
 
 # By name: others are built of modules of the same names (SmolLM3, Ministral3) and compute something else,
@@ -95,7 +96,7 @@ class Merged:
 
 def layers_of(model: PreTrainedModel) -> list[Layer] | None:
     """The decoder layers of a model that is built of the family's modules and nothing else; else None."""
-    base: Any = model.base_model
+    base: Any = body(model)
     if not all(hasattr(base, name) for name in ("embed_tokens", "layers", "norm", "rotary_emb")):
         return None
     return [Layer(module) for module in base.layers] if all(map(_fits, base.layers)) else None
@@ -128,7 +129,8 @@ def _fits(layer: Any) -> bool:
 def rotary(model: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
     """cos [T, 1, D] and sin of the positions [T], float32, from the model's own rotary embedding; the first
     half of sin is negative, so that turning is x cos + (x's halves swapped) sin."""
-    cos, sin = model.base_model.rotary_emb(positions.new_zeros(1, dtype=torch.float32), positions[None])
+    base: Any = body(model)
+    cos, sin = base.rotary_emb(positions.new_zeros(1, dtype=torch.float32), positions[None])
     sin = torch.cat([-sin[..., : sin.shape[-1] // 2], sin[..., sin.shape[-1] // 2 :]], -1)
     return cos[0][:, None], sin[0][:, None]
 
@@ -141,15 +143,19 @@ def run(
     spans: list[Span],
     dtype: torch.dtype,
     keep: bool = True,
+    seen: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Hidden states [T, H] float32 after the last layer, before the final norm, of packed groups.
 
     tokens, positions: [T]. dtype: of the products; sums and norms are float32. keep: what a layer's gradient
     takes; else only its input is, and the rest computed again (activation checkpointing, arXiv 1604.06174).
+    seen: places [K] of image tokens, and the embeddings [K, H] that stand there.
     """
-    base: Any = model.base_model
+    base: Any = body(model)
     table = base.embed_tokens
     x = embed(tokens, table.weight, table.padding_idx).float()
+    if seen is not None:
+        x = x.index_copy(0, seen[0], seen[1].float())
     cos, sin = rotary(model, positions)
     attention: dict[Shape, list[Attention]] = {}
     for layer in layers:

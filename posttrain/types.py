@@ -9,6 +9,8 @@ T packed tokens, V vocabulary.
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
@@ -65,6 +67,27 @@ def _text(content: str | list[TextPart | ImagePart]) -> str:
     if isinstance(content, str):
         return content
     return "".join(part["text"] if part["type"] == "text" else "<image>" for part in content)
+
+
+class Encoded(list[int]):
+    """A prompt's token ids, with what a tower takes of each of its pictures (multimodal.Seen).
+
+    Equal to another where ids and pictures are the same: two prompts of the same words may show other things.
+    """
+
+    def __init__(self, tokens: Iterable[int] = (), pictures: Iterable[Any] = ()):
+        super().__init__(tokens)
+        self.pictures = tuple(pictures)
+
+    def __eq__(self, other: object) -> bool:
+        theirs = getattr(other, "pictures", ())
+        same = len(self.pictures) == len(theirs) and all(map(operator.is_, self.pictures, theirs))
+        return same and list.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = None  # as a list's
 
 
 Finish = Literal["stop", "length"]

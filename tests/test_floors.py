@@ -43,6 +43,8 @@ FLOORS = {
     "word_problems": 2,
     "instructions": 2,
     "models": 2,
+    "multimodal": 2,
+    "vision": 2,
     "attention": 2,
     "flex": 2,
     "group_attention": 2,

@@ -6,7 +6,7 @@ weights are shared, in whole or in part, and are right after the next `sync`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 import torch
@@ -19,12 +19,19 @@ from posttrain.attention import Layout, attending
 from posttrain.group_attention import split
 from posttrain.memory import give_back
 from posttrain.models import frozen_copy
+from posttrain.multimodal import BANNED, banned, body, put, seen
 from posttrain.rollout.prepack import PrepackedLinear, prepack, usable
+
+Pictures = tuple[Tensor, Tensor] | None  # places in a row, and the embeddings that go there
 
 
 class Forward(Protocol):
-    def hidden(self, tokens: Tensor, positions: Tensor, layout: Layout) -> Tensor:
-        """tokens, positions [B, T] -> normed states [B, T, H] of the last layer."""
+    def hidden(self, tokens: Tensor, positions: Tensor, layout: Layout, pictures: Pictures = None) -> Tensor:
+        """tokens, positions [B, T] -> normed states [B, T, H] of the last layer. pictures: where B is 1."""
+        ...
+
+    def seen(self, prompts: Sequence[list[int]], starts: Sequence[int]) -> Pictures:
+        """The pictures of packed prompts (multimodal.seen)."""
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -48,22 +55,27 @@ class Modules:
         attention.use(self.model)
         fast = self.model is not policy and usable(self.model.device, dtype)
         self.prepacked = prepack(self.model) if fast else {}
+        self.never = banned(policy)
 
-    def hidden(self, tokens: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+    def hidden(self, tokens: Tensor, positions: Tensor, layout: Layout, pictures: Pictures = None) -> Tensor:
         training = self.model.training
         if training:  # dropout is not part of the policy
             self.model.eval()
+        base = body(self.model)
         try:
             with attending(layout):
-                out = self.model.base_model(input_ids=tokens, position_ids=positions, use_cache=False)
+                out = base(**put(base, tokens, pictures), position_ids=positions, use_cache=False)
         finally:
             if training:
                 self.model.train()
         return out.last_hidden_state
 
+    def seen(self, prompts: Sequence[list[int]], starts: Sequence[int]) -> Pictures:
+        return seen(self.model, prompts, starts)
+
     def logits(self, hidden: Tensor) -> Tensor:
         head: Any = self.model.get_output_embeddings()
-        return head(hidden).float()
+        return without(head(hidden).float(), self.never)
 
     def rest(self) -> None:
         pass  # its weights are written in place
@@ -83,7 +95,7 @@ class Layers:
     """A model of the Llama family: q, k, v are one product and so are gate and up; sums stay float32."""
 
     def __init__(self, policy: PreTrainedModel, layers: list[decoder.Layer], dtype: torch.dtype):
-        self.policy, self.layers, self.dtype = policy, layers, dtype
+        self.policy, self.layers, self.dtype, self.never = policy, layers, dtype, banned(policy)
         self.linears: Any
         self.head: Any
         self.table: Any
@@ -101,7 +113,7 @@ class Layers:
         self._drop()  # never two copies at once
         self.linears = [self._products(layer.merged(self.dtype)) for layer in self.layers]
         self.norms = [self._norms(layer) for layer in self.layers]
-        base, head = (cast(Any, m) for m in (policy.base_model, policy.get_output_embeddings()))
+        base, head = (cast(Any, m) for m in (body(policy), policy.get_output_embeddings()))
         self.table = base.embed_tokens.weight.detach().to(self.dtype)
         self.final = base.norm.weight.detach().clone()
         self.head = self._linear(head.weight, head.bias)
@@ -120,8 +132,14 @@ class Layers:
         weight, bias = weight.detach().to(self.dtype), None if bias is None else bias.detach().to(self.dtype)
         return lambda x: F.linear(x, weight, bias)
 
-    def hidden(self, tokens: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+    def seen(self, prompts: Sequence[list[int]], starts: Sequence[int]) -> Pictures:
+        with torch.autocast(self.policy.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return seen(self.policy, prompts, starts)  # a tower's weights need no second copy
+
+    def hidden(self, tokens: Tensor, positions: Tensor, layout: Layout, pictures: Pictures = None) -> Tensor:
         x = F.embedding(tokens.flatten(), self.table).float()
+        if pictures is not None:
+            x = x.index_copy(0, pictures[0], pictures[1].float())
         cos, sin = decoder.rotary(self.policy, positions.flatten())
         for i, (layer, norms, linears) in enumerate(zip(self.layers, self.norms, self.linears, strict=True)):
             shape, (w1, w2, w_heads), (qkv, o, gate_up, down) = layer.shape, norms, linears
@@ -141,4 +159,11 @@ class Layers:
         return decoder.norm(x, decoder.rms(x, eps), weight, self.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self.head(hidden).float()
+        return without(self.head(hidden).float(), self.never)
+
+
+def without(logits: Tensor, never: list[int]) -> Tensor:
+    """logits [..., V], overwritten so that some ids are never drawn."""
+    if never:
+        logits[..., never] = BANNED
+    return logits

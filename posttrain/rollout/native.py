@@ -168,7 +168,8 @@ class NativeEngine:
         layout.capture = self._cache(S, P)
         tokens = torch.tensor([t for p in prompts for t in p], device=device)[None]
         positions = torch.cat([torch.arange(k, device=device) for k in lengths])[None]
-        hidden = self.model.hidden(tokens, positions, layout)[0]
+        pictures = self.model.seen(prompts, [span.start for span in layout.spans])
+        hidden = self.model.hidden(tokens, positions, layout, pictures)[0]
         last = torch.tensor(lengths, device=device).cumsum(0) - 1
         for tensors in (layout.capture.keys, layout.capture.values):
             for i, once in enumerate(tensors):

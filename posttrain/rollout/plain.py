@@ -12,6 +12,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from posttrain.models import end_tokens, frozen_copy
+from posttrain.multimodal import banned, joined, shown
 from posttrain.rollout.engine import OnGroup, Progress
 from posttrain.types import Completion, Sampling
 
@@ -70,8 +71,10 @@ class PlainEngine:
                 "min_p": sampling.min_p or None,
             }
         )
+        pictures = joined(shown([prompt] * n))
         model: Any = self.model  # transformers' types do not say that it generates
         out = model.generate(
+            **{name: x.to(ids.device) for name, x in pictures.items()},
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=sampling.max_tokens,
@@ -80,6 +83,7 @@ class PlainEngine:
             pad_token_id=self.tokenizer.pad_token_id,
             return_dict_in_generate=True,
             output_scores=True,
+            suppress_tokens=banned(self.model) or None,
             **choice,
         )
         new = out.sequences[:, len(prompt) :]

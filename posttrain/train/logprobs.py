@@ -8,6 +8,7 @@ is False).
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 
 from posttrain import attention, decoder
 from posttrain.attention import NotPackable, attending
+from posttrain.multimodal import BANNED, banned, body, example, joined, put, seen, sees, shown
 from posttrain.profile import count_tokens, span
 from posttrain.train.packing import PackedBatch, TrainGroup, TrainRow, pack
 from posttrain.types import PosttrainError
@@ -93,21 +95,23 @@ def packed_logprobs(
     keep: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """layers: run these in place of the model's own modules; keep: their activations (decoder.run)."""
-    base: Any = model.base_model
+    base: Any = body(model)
     with span("forward"):
+        pictures = seen(model, [g.prompt for g in batch.groups], [s.start for s in batch.layout.spans])
         if layers is not None:
             dtype = _product_type(batch.tokens.device, model.dtype)
             with torch.autocast(batch.tokens.device.type, enabled=False):
                 where = batch.positions, batch.layout.spans
-                hidden = decoder.run(model, layers, batch.tokens, *where, dtype, keep)
+                hidden = decoder.run(model, layers, batch.tokens, *where, dtype, keep, pictures)
             hidden = base.norm(hidden.index_select(0, batch.predict))
         else:
+            inputs = put(base, batch.tokens[None], pictures)
             with attending(batch.layout):
-                out = base(input_ids=batch.tokens[None], position_ids=batch.positions[None], use_cache=False)
+                out = base(**inputs, position_ids=batch.positions[None], use_cache=False)
             hidden = out.last_hidden_state[0].index_select(0, batch.predict)
     head: Any = model.get_output_embeddings()
     with span("head"):
-        return head_logprobs(hidden, head.weight, head.bias, batch.target, temperature)
+        return head_logprobs(hidden, head.weight, head.bias, batch.target, temperature, banned(model))
 
 
 def _product_type(device: torch.device, dtype: torch.dtype) -> torch.dtype:
@@ -124,14 +128,17 @@ def padded_logprobs(
     rows = [(g.prompt, item.tokens) for g in batch.groups for item in g.rows]
     length = max(len(p) + len(r) for p, r in rows)
     ids = torch.zeros(len(rows), length, dtype=torch.long, device=device)
-    seen = torch.zeros_like(ids)
+    there = torch.zeros_like(ids)
     for i, (prompt, completion) in enumerate(rows):
-        whole = torch.tensor(prompt + completion, device=device)
+        whole = torch.tensor([*prompt, *completion], device=device)
         ids[i, : len(whole)] = whole
-        seen[i, : len(whole)] = 1
+        there[i, : len(whole)] = 1
+    pictures = joined(shown([prompt for prompt, _ in rows]))
+    pictures = {name: x.to(device) for name, x in pictures.items()}
     with span("forward"):  # the head's product with it
-        logits = model(input_ids=ids, attention_mask=seen, use_cache=False).logits
+        logits = model(input_ids=ids, attention_mask=there, use_cache=False, **pictures).logits
     with span("head"):
+        logits[..., banned(model)] = BANNED
         parts = [logits[i, len(p) - 1 : len(p) + len(r) - 1] for i, (p, r) in enumerate(rows)]
         logp = (torch.cat(parts).float() / temperature).log_softmax(-1)
         with torch.no_grad():
@@ -140,16 +147,24 @@ def padded_logprobs(
 
 
 def head_logprobs(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, temperature: float = 1.0
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    temperature: float = 1.0,
+    never: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor]:
     """hidden [M, H], weight [V, H], target [M] -> log-probability and entropy, both [M] float32.
+
+    never: ids that have no probability.
 
     Never more than KEEP bytes of logits exist. Where those of all M tokens take less, the backward pass finds
     them done; else it computes them again, piece by piece.
     """
     dtype = _product_type(hidden.device, hidden.dtype)
     with torch.autocast(hidden.device.type, enabled=False):  # it would take the entropy's sums in bfloat16
-        return _Head.apply(hidden, weight, bias, target, temperature, dtype, torch.is_grad_enabled())
+        learning = torch.is_grad_enabled()
+        return _Head.apply(hidden, weight, bias, target, temperature, dtype, learning, list(never))
 
 
 class _Head(torch.autograd.Function):
@@ -159,7 +174,7 @@ class _Head(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden, weight, bias, target, temperature, dtype, learning):
+    def forward(ctx: Any, hidden, weight, bias, target, temperature, dtype, learning, never):
         h, w = (hidden / temperature).to(dtype), low(weight, dtype)
         b = None if bias is None else (bias / temperature).to(dtype)
         logp = torch.empty(len(target), device=hidden.device)
@@ -168,12 +183,12 @@ class _Head(torch.autograd.Function):
         d = _buffer(h, w)
         for part in pieces:
             d = d[: len(h[part])]
-            _probabilities(h[part], w, b, target[part], logp[part], entropy[part], d)
+            _probabilities(h[part], w, b, never, target[part], logp[part], entropy[part], d)
         ctx.kept = d if len(pieces) == 1 and learning and any(ctx.needs_input_grad) else None
         if ctx.kept is None:
             _spare(d)
         ctx.save_for_backward(h, w, b, target)
-        ctx.weights, ctx.temperature, ctx.into = (weight, bias), temperature, hidden.dtype
+        ctx.weights, ctx.temperature, ctx.into, ctx.never = (weight, bias), temperature, hidden.dtype, never
         ctx.mark_non_differentiable(entropy)
         return logp, entropy
 
@@ -190,7 +205,7 @@ class _Head(torch.autograd.Function):
                 d = whole[: len(h[part])]
                 if ctx.kept is None:
                     logp, entropy = torch.empty(2, len(d), device=h.device)  # known already
-                    _probabilities(h[part], w, b, target[part], logp, entropy, d)
+                    _probabilities(h[part], w, b, ctx.never, target[part], logp, entropy, d)
                 torch.mul(d @ w, g[part], out=dh[part])
                 dw = give_product(weight, d, (h[part] * g[part]).to(h.dtype), dw)
                 if bias is not None:
@@ -198,7 +213,7 @@ class _Head(torch.autograd.Function):
                     db = give(bias, share.div_(ctx.temperature), db)
             ctx.kept = None  # the next micro-batch writes over it
             _spare(whole)
-            return dh.div_(ctx.temperature).to(ctx.into), dw, db, None, None, None, None
+            return dh.div_(ctx.temperature).to(ctx.into), dw, db, None, None, None, None, None
 
 
 def _pieces(h: Tensor, w: Tensor) -> list[slice]:
@@ -226,7 +241,14 @@ def _spare(buffer: Tensor) -> None:
 
 
 def _probabilities(
-    h: Tensor, w: Tensor, b: Tensor | None, target: Tensor, logp: Tensor, entropy: Tensor, d: Tensor
+    h: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    never: list[int],
+    target: Tensor,
+    logp: Tensor,
+    entropy: Tensor,
+    d: Tensor,
 ) -> None:
     """Fill d [m, V] with p - onehot(target) of each row, in the products' type, and logp and entropy [m].
 
@@ -238,6 +260,8 @@ def _probabilities(
         torch.mm(h[s : s + CHUNK], w.t(), out=logits)
         if b is not None:
             logits += b
+        if never:
+            logits[:, never] = BANNED
         for r in range(s, min(s + CHUNK, len(h)), BLOCK):
             rows = slice(r, r + BLOCK)
             x = d[rows].float()
@@ -251,22 +275,26 @@ def _probabilities(
 
 
 def _probe(model: PreTrainedModel) -> PackedBatch:
-    """A small batch of two groups, for comparing one way of running a model with another."""
+    """A small batch of two groups, for comparing one way of running a model with another; one shows a picture
+    to a model that sees."""
     vocab = model.config.get_text_config().vocab_size
     ids = [7919 * k % vocab for k in range(1, 40)]
+    ids = [(i + 1) % vocab if i in banned(model) else i for i in ids]
     groups = [
         TrainGroup(
             ids[:7], [TrainRow(ids[9:14], [0.0] * 5, 0.0, 0.0), TrainRow(ids[20:29], [0.0] * 9, 0.0, 0.0)]
         ),
         TrainGroup(ids[30:34], [TrainRow(ids[3:5], [0.0] * 2, 0.0, 0.0)]),
     ]
+    if sees(model):
+        groups[0].prompt = example(model)
     return pack(groups, model.device)
 
 
 @torch.no_grad()
 def _serves_packed(model: PreTrainedModel) -> tuple[bool, str]:
     """Whether packed log-probabilities equal plain ones on a small batch, else why not."""
-    training, before = model.training, model.config._attn_implementation or "eager"
+    training, before = model.training, body(model).config._attn_implementation or "eager"
     if before == attention.NAME:  # switched, and so checked, before
         return True, ""
     model.eval()
@@ -277,16 +305,16 @@ def _serves_packed(model: PreTrainedModel) -> tuple[bool, str]:
             attention.use(model)
             packed, _ = packed_logprobs(model, batch)
     except NotPackable as reason:
-        model.set_attn_implementation(before)
+        body(model).set_attn_implementation(before)
         return False, str(reason)
     except (AttributeError, TypeError, ValueError) as error:  # a forward with another signature or head
-        model.set_attn_implementation(before)
+        body(model).set_attn_implementation(before)
         return False, f"{type(error).__name__}: {error}"
     finally:
         model.train(training)
     worst = float((packed - plain).abs().max())
     if not worst < AGREE:
-        model.set_attn_implementation(before)
+        body(model).set_attn_implementation(before)
         return False, f"packed and plain log-probabilities differ by {worst:.2g} nats"
     return True, ""
 

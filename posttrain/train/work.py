@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from posttrain.multimodal import body
 from posttrain.profile import Work
 
 SECONDS = 0.5  # for which products are timed
@@ -29,7 +30,7 @@ def multiplying(model: PreTrainedModel) -> tuple[int, int]:
     Tables of embeddings are looked up and do not count, but for one that the head shares.
     """
     looked_up = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    layers = [p for p in model.base_model.parameters() if p.dim() > 1 and id(p) not in looked_up]
+    layers = [p for p in body(model).parameters() if p.dim() > 1 and id(p) not in looked_up]
     head: Any = model.get_output_embeddings()
     return sum(p.numel() for p in layers), head.weight.numel()
 
