@@ -48,6 +48,7 @@ FLOORS = {
     "attention": 2,
     "flex": 2,
     "group_attention": 2,
+    "vision": 2,
     "weights": 2,
     "decoder": 2,
     "rollout": 3,
