@@ -1,4 +1,4 @@
-"""Rows of data as prompts: made by reasoning-gym, read from JSONL or Parquet files, or from the Hub.
+"""Rows of data (`posttrain.sources`) as prompts and as examples, with held-out ones kept apart.
 
 Rows keep the order of their source; the training loop draws them in an order of its own.
 """
@@ -6,21 +6,19 @@ Rows keep the order of their source; the training loop draws them in an order of
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import logging
-import random
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
-from posttrain.recipe import GENERATOR, HUB, Data, Source, columns_in, fill
-from posttrain.types import Message, PosttrainError, Prompt
+from posttrain import image_parts
+from posttrain.recipe import Data, Source, columns_in, fill
+from posttrain.sources import Row, folder_of, read_rows
+from posttrain.types import MARK, Message, Picture, PosttrainError, Prompt, pictures_in
 from posttrain.words import did_you_mean
 
 log = logging.getLogger(__name__)
 
-Row = dict[str, Any]
 T = TypeVar("T")
 
 # Rewards receive these by keyword from us, so a column of the same name cannot reach them.
@@ -39,9 +37,9 @@ def load(data: Data) -> tuple[list[Prompt], list[Prompt]]:
     train, asked = [], []
     for source, side in _train(data):
         for i, row in enumerate(read_rows(source, f"data.{side}")):
-            prompt = _prompt(data, row, f"{side}-{i}", f"data.{side}, row {i}", source.prompt)
+            prompt = _prompt(data, row, f"{side}-{i}", f"data.{side}, row {i}", source)
             train.append(prompt)
-            asked.append(_keys(data, row, prompt, source.prompt) | _turns(prompt))
+            asked.append(_keys(data, row, prompt, source) | _turns(prompt))
     heldout, taken = _heldout(data)
     return _same_columns(_apart(train, asked, taken)), heldout
 
@@ -61,28 +59,37 @@ def examples(data: Data, completion: str) -> tuple[list[Row], list[Prompt]]:
     unjudged = data.model_copy(update={"answer": None})  # what is to be written stands in the row
     for source, side in _train(data):
         for i, row in enumerate(read_rows(source, f"data.{side}")):
-            example, keys = _example(unjudged, row, f"data.{side}, row {i}", source.prompt, completion)
+            example, keys = _example(unjudged, row, f"data.{side}, row {i}", source, completion)
             made.append(example)
             asked.append(keys)
     heldout, taken = _heldout(data)
     return _apart(made, asked, taken), heldout
 
 
-def _example(data: Data, row: Row, where: str, template: str | None, completion: str) -> tuple[Row, set[str]]:
+def _example(data: Data, row: Row, where: str, source: Source, completion: str) -> tuple[Row, set[str]]:
     """An example, and what the questions that it answers are known by."""
     if isinstance(row.get("messages"), list):
-        messages = _messages(row["messages"], where)
+        messages, _ = _ready(data, row, "messages", where, source)
         whole = Prompt("", [message for message in messages if message["role"] != "assistant"], None)
-        return {"messages": messages}, {question_key(whole.question)} | _turns(whole)
+        return {"messages": messages}, {question_key(whole.question, whole.pictures)} | _turns(whole)
     if not data.chat and all(isinstance(row.get(key), str) for key in ("prompt", "completion")):
-        texts = {key: _cell(row, key, where, "data") for key in ("prompt", "completion")}
-        return texts, {question_key(texts["prompt"])}
-    prompt = _prompt(data, row, "", where, template)
+        texts: Row = {key: _cell(row, key, where, "data") for key in ("prompt", "completion")}
+        pictures = _pictures(row, _columns(data, source), where, source)
+        texts["prompt"] = (
+            image_parts.in_text(texts["prompt"], pictures, where) if pictures else texts["prompt"]
+        )
+        return texts | _beside(pictures), {question_key(texts["prompt"], pictures)}
+    prompt = _prompt(data, row, "", where, source)
     answer: Any = fill(completion, _cells(data, row, completion, where, "completion"))
     if isinstance(prompt.content, list):
         answer = [{"role": "assistant", "content": answer}]
-    keys = _keys(data, row, prompt, template) | _turns(prompt)
-    return {"prompt": prompt.content, "completion": answer}, keys
+    keys = _keys(data, row, prompt, source) | _turns(prompt)
+    return {"prompt": prompt.content, "completion": answer, **_beside(prompt.beside)}, keys
+
+
+def _beside(pictures: Sequence[Picture]) -> Row:
+    """What an example of raw text has beside it, a picture for each <image>; nothing where there are none."""
+    return {"images": list(pictures)} if pictures else {}
 
 
 def _train(data: Data) -> list[tuple[Source, str]]:
@@ -92,19 +99,19 @@ def _train(data: Data) -> list[tuple[Source, str]]:
 
 def _heldout(data: Data) -> tuple[list[Prompt], set[str]]:
     """The distinct held-out prompts, and what their questions are known by."""
-    template = data.heldout.prompt
-    rows = read_rows(data.heldout, "data.heldout")
+    source = data.heldout
+    rows = read_rows(source, "data.heldout")
     drawn = [
-        _prompt(data, row, f"heldout-{i}", f"data.heldout, row {i}", template) for i, row in enumerate(rows)
+        _prompt(data, row, f"heldout-{i}", f"data.heldout, row {i}", source) for i, row in enumerate(rows)
     ]
     distinct: dict[str, Prompt] = {}
     for prompt in _same_columns(drawn):
-        distinct.setdefault(question_key(prompt.question), prompt)
+        distinct.setdefault(question_key(prompt.question, prompt.pictures), prompt)
     if len(distinct) < len(drawn):
         log.warning(
             "dropped %d of %d held-out rows: they repeat others", len(drawn) - len(distinct), len(drawn)
         )
-    known = (_keys(data, row, prompt, template) for row, prompt in zip(rows, drawn, strict=True))
+    known = (_keys(data, row, prompt, source) for row, prompt in zip(rows, drawn, strict=True))
     return list(distinct.values()), set().union(*known)
 
 
@@ -121,37 +128,41 @@ def _apart(rows: list[T], asked: Sequence[set[str]], taken: set[str]) -> list[T]
     return kept
 
 
-def _keys(data: Data, row: Row, prompt: Prompt, template: str | None) -> set[str]:
+def _keys(data: Data, row: Row, prompt: Prompt, source: Source) -> set[str]:
     """What a row's question is known by: the prompt, and without the system message and the template's words.
 
     Messages that stand in the row are known as a whole: their system message may hold what is asked about.
     """
+    whole = question_key(prompt.question, prompt.pictures)
     if isinstance(row.get("prompt"), list):
-        return {question_key(prompt.question)}
-    cells = _cells(data, row, template or data.prompt, "", "")
-    bare = {question_key("\n".join(cells[name] for name in sorted(cells)))} if cells else set()
-    return {question_key(prompt.question)} | bare | _turns(prompt)
+        return {whole}
+    cells = _cells(data, row, source.prompt or data.prompt, "", "")
+    text = "\n".join(cells[name] for name in sorted(cells))
+    if prompt.pictures:
+        text = text.replace(MARK, " ")
+    bare = {question_key(text, prompt.pictures)} if cells or prompt.pictures else set()
+    return {whole} | bare | _turns(prompt)
 
 
 def _turns(prompt: Prompt) -> set[str]:
-    """What each of a user's messages is known by on its own: one that is answered is seen in training."""
+    """What each of a user's messages is known by on its own: one that is answered is seen in training.
+
+    It is about its own pictures, or where it has none, about all that were shown before it.
+    """
     if isinstance(prompt.content, str):
         return set()
-    users = [message for message in prompt.content if message["role"] == "user"]
-    return {question_key(Prompt("", [message], None).question) for message in users}
+    keys, shown = set(), []
+    for message in prompt.content:
+        own = list(pictures_in([message]))
+        shown += own
+        if message["role"] == "user":
+            keys.add(question_key(Prompt("", [message], None).question, own or shown))
+    return keys
 
 
-def question_key(question: str) -> str:
-    """What a question is known by: blanks and capitals aside."""
-    return " ".join(question.split()).casefold()
-
-
-def read_rows(source: Source, where: str) -> list[Row]:
-    """The rows of a source; `where` is how messages name it. PosttrainError where it holds none."""
-    rows = list(itertools.islice(_rows(source, where), source.size))
-    if not rows:
-        raise PosttrainError(f"{where}: {source.source} holds no rows")
-    return rows
+def question_key(question: str, pictures: Iterable[Picture] = ()) -> str:
+    """What a question is known by: its words, blanks and capitals aside, and its pictures' bytes."""
+    return "\n".join([" ".join(question.split()).casefold(), *(picture.digest for picture in pictures)])
 
 
 def _same_columns(prompts: list[Prompt]) -> list[Prompt]:
@@ -160,19 +171,56 @@ def _same_columns(prompts: list[Prompt]) -> list[Prompt]:
     return [dataclasses.replace(prompt, columns=columns | prompt.columns) for prompt in prompts]
 
 
-def _prompt(data: Data, row: Row, id: str, where: str, template: str | None) -> Prompt:
-    ready = row.get("prompt")
-    if isinstance(ready, list):  # chat messages, used as they are
-        content: str | list[Message] = _messages(ready, where)
+def _prompt(data: Data, row: Row, id: str, where: str, source: Source) -> Prompt:
+    pictures: list[Picture] = []
+    if isinstance(row.get("prompt"), list):
+        content, images = _ready(data, row, "prompt", where, source)
+        hidden = {"prompt", *images}
     else:
-        template = template or data.prompt
+        template, images = source.prompt or data.prompt, _columns(data, source)
         content = fill(template, _cells(data, row, template, where, "data.prompt"))
+        pictures = _pictures(row, images, where, source)
+        hidden = {*images}
         if data.chat:
             system: list[Message] = [{"role": "system", "content": data.system}] if data.system else []
             content = [*system, {"role": "user", "content": content}]
+            content = image_parts.in_messages(content, pictures, where) if images else content
+        elif images:
+            content = image_parts.in_text(content, pictures, where)
     answer = None if data.answer is None else as_text(column_of(row, data.answer, where, "data.answer"))
-    hidden = {"answer", *RESERVED, *(["prompt"] if isinstance(ready, list) else [])}
-    return Prompt(id, content, answer, {k: v for k, v in row.items() if k not in hidden})
+    columns = {k: v for k, v in row.items() if k not in {"answer", *RESERVED, *hidden}}
+    return Prompt(id, content, answer, columns, () if data.chat else tuple(pictures))
+
+
+def _ready(
+    data: Data, row: Row, key: str, where: str, source: Source
+) -> tuple[list[Message], tuple[str, ...]]:
+    """The chat messages that a row holds, and the columns that their pictures came from."""
+    messages = image_parts.read_messages(row[key], where, folder_of(source))
+    images = _columns(data, source)
+    if image_parts.places(messages):  # where nobody says otherwise, TRL's names
+        images = images or tuple(name for name in ("images", "image") if name in row)
+    elif image_parts.has_pictures(messages):
+        images = ()
+    if images or image_parts.has_pictures(messages):
+        pictures = _pictures(row, images, where, source)
+        messages = image_parts.in_messages(messages, pictures, where)
+    return messages, images
+
+
+def _columns(data: Data, source: Source) -> tuple[str, ...]:
+    """The columns of a source's pictures."""
+    return data.images if source.images is None else source.images
+
+
+def _pictures(row: Row, images: Sequence[str], where: str, source: Source) -> list[Picture]:
+    cells = [(name, column_of(row, name, where, "data.images")) for name in images]
+    folder = folder_of(source)
+    return [
+        picture
+        for name, cell in cells
+        for picture in image_parts.cells_as_pictures(cell, f"{where}, column {name!r}", folder)
+    ]
 
 
 def column_of(row: Row, column: str, where: str, key: str) -> Any:
@@ -202,114 +250,3 @@ def as_text(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _messages(messages: list[Any], where: str) -> list[Message]:
-    """Chat messages of a row, checked: images are refused until an engine takes them."""
-    for message in messages:
-        content = message.get("content") if isinstance(message, dict) else None
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str) or not parts:
-            raise PosttrainError(f'{where}: a prompt message is {{"role": …, "content": …}}, not {message!r}')
-        if not isinstance(parts, list) or any(
-            not isinstance(p, dict) or p.get("type") != "text" or not isinstance(p.get("text"), str)
-            for p in parts
-        ):
-            raise PosttrainError(
-                f"{where}: a prompt message holds something else than text, which is not read yet"
-            )
-    if not messages:
-        raise PosttrainError(f"{where}: the prompt has no messages")
-    return messages
-
-
-def _rows(source: Source, where: str) -> Iterable[Row]:
-    if source.source.startswith(GENERATOR):
-        return _generated(source, where)
-    if source.source.startswith(HUB):
-        return _hub(source, where)
-    path = Path(source.source).expanduser()
-    if not path.is_file():
-        raise PosttrainError(f"{where}.source: no file {source.source!r} in {Path.cwd()}")
-    return jsonl(path, where) if path.suffix == ".jsonl" else _parquet(path, where)
-
-
-def _generated(source: Source, where: str) -> Iterator[Row]:
-    import reasoning_gym
-    from reasoning_gym.composite import DatasetSpec
-    from reasoning_gym.factory import DATASETS
-
-    import posttrain.instructions
-    import posttrain.word_problems  # noqa: F401 - these register tasks of our own
-
-    name = source.source.removeprefix(GENERATOR)
-    if name not in DATASETS:
-        hint = did_you_mean(name, DATASETS, most=3) or "see reasoning-gym's gallery for the names"
-        raise PosttrainError(f"{where}.source: reasoning-gym has no task {name!r}; {hint}")
-    known = [
-        field.name for field in dataclasses.fields(DATASETS[name][1]) if field.name not in ("seed", "size")
-    ]
-    for arg in source.args:
-        if arg not in known:
-            hint = did_you_mean(arg, known) or f"it takes {', '.join(known)}"
-            raise PosttrainError(f"{where}.args: {name} has no argument {arg!r}; {hint}")
-    # Row i of reasoning-gym comes from seed + i: seeds 1 and 2 would share all rows but one, so spread them.
-    # numpy, which some tasks seed, takes no more than 32 bits.
-    spread = random.Random(source.seed).randrange(2**31)
-    try:
-        args = dict(source.args)
-        if name == "composite":
-            args["datasets"] = [DatasetSpec(**spec) for spec in args.get("datasets") or ()]
-        made = reasoning_gym.create_dataset(name, size=source.size, seed=spread, **args)
-        for i in range(len(made)):
-            yield dict(made[i])
-    except Exception as error:  # whatever a task's own checks raise
-        said = f"{type(error).__name__}: {error}"
-        raise PosttrainError(f"{where}.args: reasoning-gym's {name} cannot make rows: {said}") from error
-
-
-def jsonl(path: Path, where: str) -> Iterator[Row]:
-    """The rows of a JSONL file. PosttrainError names the line that is no JSON object."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            at = f"{where}: {path}:{number}"
-            try:
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except UnicodeDecodeError:
-                raise PosttrainError(f"{at}: the line is not UTF-8") from None
-            except (ValueError, RecursionError) as error:
-                raise PosttrainError(f"{at}: the line is not JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise PosttrainError(f"{at}: a row is an object, {{…}}, not {type(row).__name__}")
-            yield row
-
-
-def _parquet(path: Path, where: str) -> Iterator[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise PosttrainError(f"{where}: {path} cannot be read as Parquet: {error}") from None
-
-
-def _hub(source: Source, where: str) -> Iterator[Row]:
-    import datasets
-
-    name = source.source.removeprefix(HUB)
-    try:
-        rows = datasets.load_dataset(name, source.config, split=source.split, revision=source.revision)
-    except Exception as error:  # the Hub's, the network's, a builder's: many classes, one meaning
-        said = (str(error).strip().splitlines() or ["no reason given"])[0]
-        raise PosttrainError(
-            f"{where}.source: cannot get data set {name!r} (config {source.config}, split {source.split}): "
-            f"{type(error).__name__}: {said}"
-        ) from error
-    assert isinstance(rows, datasets.Dataset), "one split was asked for"
-    for row in rows:
-        yield dict(row)

@@ -12,7 +12,6 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from posttrain import content
 from posttrain.files import replace_text
 from posttrain.recipe import Recipe, load_recipe
 from posttrain.rewards import Spec, locate
-from posttrain.types import PosttrainError, Prompt
+from posttrain.types import Picture, PosttrainError, Prompt
 
 try:
     import fcntl
@@ -153,11 +152,16 @@ def _fingerprint(
 def _rows(rows: Sequence[Prompt] | Sequence[Row]) -> str:
     digest = hashlib.sha256()
     for row in rows:
-        text = json.dumps(
-            astuple(row) if isinstance(row, Prompt) else row, ensure_ascii=True, sort_keys=True, default=str
-        )
+        told = row
+        if isinstance(row, Prompt):
+            told = [row.id, row.content, row.answer, row.columns, *row.beside]
+        text = json.dumps(told, ensure_ascii=True, sort_keys=True, default=_told)
         digest.update(text.encode() + b"\n")
     return f"{len(rows)} rows, {digest.hexdigest()[:12]}"
+
+
+def _told(value: Any) -> str:
+    return value.digest if isinstance(value, Picture) else str(value)
 
 
 def _refuse_changes(folder: str | Path, past: dict[str, Any], inputs: dict[str, str]) -> None:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from posttrain import __version__
 from posttrain.files import replace_text
-from posttrain.recipe import FILES, Stage
+from posttrain.recipe import FILES, FOLDER, Stage
 from posttrain.stages import Staged, kind_of, references, sources
 from posttrain.types import PosttrainError
 from posttrain.words import did_you_mean
@@ -178,7 +178,7 @@ def _local(stage: Stage) -> list[str]:
     names = []
     for loc, text in sources(stage):
         if loc[-1] == "source":
-            names += [text] if text.endswith(FILES) else []
+            names += [text.removeprefix(FOLDER)] if text.endswith(FILES) or text.startswith(FOLDER) else []
         else:
             names += [text] if os.path.isdir(text) else []  # Path's raises for a name too long to be one
     for reward in getattr(stage, "rewards", ()):

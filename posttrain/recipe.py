@@ -25,6 +25,8 @@ Whole = Annotated[int, Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
 
 GENERATOR, HUB, STAGE, FILES = "reasoning_gym:", "hub:", "stage:", (".jsonl", ".parquet")
+SCENES, FOLDER = "scenes:", "folder:"
+MADE = (GENERATOR, SCENES)
 
 
 class Model(Section):
@@ -42,15 +44,19 @@ class Source(Section):
     """Where rows come from, in their own order.
 
     `reasoning_gym:NAME` makes `size` rows from `seed` and `args`.
+    `scenes:NAME` draws `size` pictures from `seed` and `args`, and asks about each; see posttrain/scenes/.
     `rows.jsonl` and `rows.parquet` are files; a relative path starts where posttrain is started.
+    `folder:PATH` is a folder of images, with a row for each in its metadata.jsonl.
     `hub:OWNER/NAME` takes `config`, `split` (train and test if not said) and `revision`.
     `stage:NAME` is the rows that an earlier stage of the recipe wrote.
-    For all but the first, `size` keeps the first rows only.
+    For all but the first two, `size` keeps the first rows only.
     """
 
     source: Text
     prompt: Text | None = None
     """For these rows instead of data.prompt."""
+    images: Annotated[tuple[Text, ...], Field(strict=False)] | None = None
+    """For these rows instead of data.images; [] for rows of words alone among rows with pictures."""
     args: dict[str, Any] = Field(default_factory=dict)
     size: Count | None = None
     seed: Whole | None = None
@@ -60,17 +66,17 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Source:
-        if self.source.startswith(GENERATOR):
+        if self.source.startswith(MADE):
             needed, unread = ("size", "seed"), ("config", "split", "revision")
         elif self.source.startswith(HUB):
             needed, unread = (), ("args", "seed")
-        elif self.source.startswith(STAGE) or self.source.endswith(FILES):
+        elif self.source.startswith((STAGE, FOLDER)) or self.source.endswith(FILES):
             needed, unread = (), ("args", "seed", "config", "split", "revision")
         else:
             raise Wrong(
                 "source",
-                f"{self.source!r} is neither {GENERATOR}NAME, {HUB}OWNER/NAME, a .jsonl nor a .parquet file, "
-                f"nor (in a recipe of stages) {STAGE}NAME",
+                f"{self.source!r} is neither {GENERATOR}NAME, {SCENES}NAME, {HUB}OWNER/NAME, {FOLDER}PATH, "
+                f"a .jsonl nor a .parquet file, nor (in a recipe of stages) {STAGE}NAME",
             )
         for key in needed:
             if getattr(self, key) is None:
@@ -101,6 +107,9 @@ class Data(Section):
     """The column that {question} stands for."""
     answer: Text | None = "answer"
     """The column of the right answer; null where there is none."""
+    images: Annotated[tuple[Text, ...], Field(strict=False)] = ()
+    """The columns of pictures, a picture or a list of them each. Each stands where the text says <image>;
+    where it says that nowhere, all stand before it."""
 
     @model_validator(mode="before")
     @classmethod
@@ -124,10 +133,11 @@ class Data(Section):
             raise Wrong(
                 "prompt", f"{{{self.answer}}} would show the answer; write {{{{{self.answer}}}}} for the word"
             )
+        self._shows_pictures()
         a, b = self.train, self.heldout
         if (a.source, a.config, a.revision) != (b.source, b.config, b.revision):
             return self
-        if a.source.startswith(GENERATOR):
+        if a.source.startswith(MADE):
             if a.seed == b.seed:
                 raise Wrong(
                     "heldout.seed", f"is train's seed {a.seed} too, which makes the same rows; choose another"
@@ -135,6 +145,23 @@ class Data(Section):
         elif a.split == b.split:
             raise Wrong("heldout", f"is the same rows as train ({a.source}); name another file or split")
         return self
+
+    def _shows_pictures(self) -> None:
+        sources = {"train": self.train, "heldout": self.heldout}
+        sources |= {f"also.{i}": source for i, source in enumerate(self.also)}
+        for key, source in sources.items():
+            images = self.images if source.images is None else source.images
+            if not images and source.images is None and source.source.startswith((SCENES, FOLDER)):
+                raise Wrong(
+                    "images", f"is missing: the pictures of {source.source} are in the column 'image'"
+                )
+            for named in columns_in(source.prompt or self.prompt):
+                column = self.question if named == "question" else named
+                if column in images:
+                    at = f"{key}.prompt" if source.prompt else "prompt"
+                    raise Wrong(
+                        at, f"{{{named}}} is a picture; write <image> where it belongs, or leave it out"
+                    )
 
 
 def _with_split(source: dict[str, Any], split: str) -> dict[str, Any]:

@@ -10,13 +10,12 @@ T packed tokens, V vocabulary.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
-
-class PosttrainError(Exception):
-    """Something the user can put right. Its text is shown alone, without a traceback; exit status 2."""
+from posttrain.errors import PosttrainError as PosttrainError
+from posttrain.picture import MARK, Picture
 
 
 class TextPart(TypedDict):
@@ -27,10 +26,10 @@ class TextPart(TypedDict):
 
 
 class ImagePart(TypedDict):
-    """An image in a message. Carried by the types already; no engine here accepts one yet."""
+    """An image in a message: {"type": "image", "image": Picture(…)}."""
 
     type: Literal["image"]
-    image: Any
+    image: Picture
 
 
 class Message(TypedDict):
@@ -46,6 +45,7 @@ class Prompt:
 
     `content` is raw text (continued as it is) or a list of chat messages (put through the model's template).
     `columns` holds every other column of the row; reward functions receive them, and `answer`, by keyword.
+    Pictures are parts of messages; raw text has an <image> for each of `beside`.
 
     Example: Prompt("train-17", [{"role": "user", "content": "2 + 2 = ?"}], "4", {"difficulty": 1})
     """
@@ -54,19 +54,32 @@ class Prompt:
     content: str | list[Message]
     answer: str | None
     columns: dict[str, Any] = field(default_factory=dict)
+    beside: tuple[Picture, ...] = ()
 
     @property
     def question(self) -> str:
-        """The prompt as one readable text, for samples and reports."""
+        """The prompt as one readable text, for samples and reports; an <image> stands for a picture."""
         if isinstance(self.content, str):
             return self.content
         return "\n".join(_text(message["content"]) for message in self.content)
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """The pictures, in the order in which the model meets them."""
+        return self.beside if isinstance(self.content, str) else tuple(pictures_in(self.content))
+
+
+def pictures_in(messages: list[Message]) -> Iterator[Picture]:
+    """The pictures of chat messages, in their order."""
+    for message in messages:
+        parts = message["content"]
+        yield from (part["image"] for part in parts if not isinstance(part, str) and part["type"] == "image")
 
 
 def _text(content: str | list[TextPart | ImagePart]) -> str:
     if isinstance(content, str):
         return content
-    return "".join(part["text"] if part["type"] == "text" else "<image>" for part in content)
+    return "".join(part["text"] if part["type"] == "text" else MARK for part in content)
 
 
 class Encoded(list[int]):

@@ -17,6 +17,8 @@ PACKAGE = ROOT / "posttrain"
 
 # The first name after `posttrain.` decides; a package's files share its floor.
 FLOORS = {
+    "errors": 0,
+    "picture": 0,
     "types": 0,
     "content": 0,
     "files": 0,
@@ -28,6 +30,8 @@ FLOORS = {
     "settings": 0,
     "shards": 0,
     "stop": 0,
+    "image_parts": 1,
+    "scenes": 1,
     "hacking": 1,
     "verify": 1,
     "reward_process": 1,
@@ -40,11 +44,11 @@ FLOORS = {
     "seccomp": 1,
     "sandbox": 1,
     "data": 2,
+    "sources": 2,
     "word_problems": 2,
     "instructions": 2,
     "models": 2,
     "multimodal": 2,
-    "vision": 2,
     "attention": 2,
     "flex": 2,
     "group_attention": 2,
@@ -70,7 +74,18 @@ FLOORS = {
     "__main__": 6,
 }
 LIGHT = (*(name for name, floor in FLOORS.items() if floor <= 1), "cli")
-HEAVY = ("torch", "transformers", "accelerate", "datasets", "reasoning_gym", "pyarrow", "numpy", "sympy")
+HEAVY = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "reasoning_gym",
+    "pyarrow",
+    "numpy",
+    "sympy",
+    "PIL",
+    "sklearn",
+)
 
 
 def modules() -> dict[str, Path]:
@@ -185,7 +200,13 @@ def test_light_modules_import_nothing_heavy() -> None:
 # Imported by us, declared by another: transformers pins tokenizers and huggingface_hub and brings packaging;
 # huggingface_hub brings filelock; referencing is a part of jsonschema's interface.
 BORROWED = {"tokenizers", "huggingface_hub", "packaging", "filelock", "referencing"}
-IMPORT_NAMES = {"pyyaml": "yaml", "math-verify": "math_verify", "reasoning-gym": "reasoning_gym"}
+IMPORT_NAMES = {
+    "pyyaml": "yaml",
+    "math-verify": "math_verify",
+    "reasoning-gym": "reasoning_gym",
+    "pillow": "PIL",
+    "scikit-learn": "sklearn",
+}
 
 
 def test_what_is_imported_is_declared() -> None:

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from posttrain.data import jsonl
 from posttrain.rewards import Rewards, RewardSpec
+from posttrain.sources import jsonl
 from posttrain.types import Completion, PosttrainError, Prompt
 from posttrain.verify import gold_of
 from posttrain.words import did_you_mean

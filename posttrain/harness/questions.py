@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
-from posttrain.data import RESERVED, Row, as_text, column_of, question_key, read_rows
+from posttrain.data import RESERVED, as_text, column_of, question_key
 from posttrain.harness.task import Choices, Task
 from posttrain.recipe import FILES, GENERATOR, HUB, Source, columns_in, fill
+from posttrain.sources import Row, read_rows
 from posttrain.types import Message, PosttrainError, Prompt
 
 log = logging.getLogger(__name__)
