@@ -21,15 +21,19 @@ from transformers import (
     AddedToken,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
 from posttrain.files import written_aside
-from posttrain.types import Message, PosttrainError
+from posttrain.multimodal import body, sees
+from posttrain.recipe import Vision
+from posttrain.types import Message, PosttrainError, Prompt
 from posttrain.words import did_you_mean
 
 log = logging.getLogger(__name__)
@@ -89,40 +93,82 @@ def resolve(name: str) -> str:
 
 
 def load(
-    name: str, dtype: torch.dtype = torch.float32, *, tokens: Sequence[str] = (), layers: int | None = None
+    name: str,
+    dtype: torch.dtype = torch.float32,
+    *,
+    tokens: Sequence[str] = (),
+    layers: int | None = None,
+    vision: Vision | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """Load a policy and its tokenizer; the tokenizer always has a pad token.
 
     Args:
         tokens: texts that become one token each, where they are not yet. They are no special tokens: decoding
-            keeps them. layers: keep only so many, evenly spread.
+            keeps them. layers: keep only so many, evenly spread. vision: the tower and connector that a
+            language model gets.
 
     Raises:
-        PosttrainError: no such model, it has fewer layers or none that can be dropped, or a text that the
-            tokenizer makes nothing of.
+        PosttrainError: no such model, it has fewer layers or none that can be dropped, a text that the
+            tokenizer makes nothing of, or vision for a model that sees already or that does not fit.
     """
     where = resolve(name)
-    model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype)
+    kind = _kind(where)
+    model: Any = kind.from_pretrained(where, dtype=dtype)
     tokenizer = AutoTokenizer.from_pretrained(where)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if layers is not None:
         _keep_layers(model, layers)
     _add_tokens(model, tokenizer, tokens)
+    if vision is not None:
+        if sees(model):
+            raise PosttrainError(f"model.vision: {name!r} sees already; leave it out, or name another")
+        model = _with_vision(model, tokenizer, vision)
     return model, tokenizer
+
+
+def _kind(where: str) -> Any:
+    """The Auto class of a checkpoint: of language models, or of such that see."""
+    config, _ = PreTrainedConfig.get_config_dict(where)
+    if "vision_config" not in config:
+        return AutoModelForCausalLM
+    import posttrain.vision  # noqa: F401  its models are known to transformers from then on
+
+    return AutoModelForImageTextToText
+
+
+def _with_vision(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, vision: Vision
+) -> PreTrainedModel:
+    try:
+        from posttrain.vision.model import assemble
+    except ImportError as error:
+        raise PosttrainError(
+            f"model.vision: images need more ({error}); run: pip install 'posttrain[vision]'"
+        ) from None
+    made: Any = assemble(
+        model,
+        tokenizer,
+        vision.tower,
+        vision.settings,
+        connector=vision.connector,
+        tokens=vision.tokens,
+        resize=vision.resize,
+    )
+    return made.to(model.dtype)
 
 
 def _keep_layers(model: PreTrainedModel, count: int) -> None:
     """Drop layers until `count` are left: the first, the last, and evenly spread ones between."""
-    body: Any = model.base_model
-    if not isinstance(getattr(body, "layers", None), torch.nn.ModuleList):
+    within: Any = body(model)
+    if not isinstance(getattr(within, "layers", None), torch.nn.ModuleList):
         raise PosttrainError(f"model.layers: {type(model).__name__} has no list of layers to drop some from")
-    layers, config = list(body.layers), model.config.get_text_config()
+    layers, config = list(within.layers), model.config.get_text_config()
     if not 1 <= count <= len(layers):
         raise PosttrainError(f"model.layers is {count}; the model has {len(layers)}")
     kept = [round(i * (len(layers) - 1) / max(1, count - 1)) for i in range(count)]
-    body.layers = torch.nn.ModuleList(layers[i] for i in kept)
-    for place, layer in enumerate(body.layers):
+    within.layers = torch.nn.ModuleList(layers[i] for i in kept)
+    for place, layer in enumerate(within.layers):
         parts: list[Any] = [module for module in layer.modules() if hasattr(module, "layer_idx")]
         for module in parts:
             module.layer_idx = place  # where its keys and values are in the cache
@@ -172,14 +218,16 @@ def frozen_copy(policy: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 def size(name: str, layers: int | None = None) -> tuple[int, Any]:
     """Parameter count and config of a model, without its weights; `layers` as in `load`."""
-    config = AutoConfig.from_pretrained(resolve(name))
+    where = resolve(name)
+    kind = _kind(where)
+    config = AutoConfig.from_pretrained(where)
     if layers is not None:
         text = config.get_text_config()
         text.num_hidden_layers = layers
         if getattr(text, "layer_types", None):
             text.layer_types = text.layer_types[:layers]
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = kind.from_config(config)
     return sum(p.numel() for p in model.parameters()), config
 
 
@@ -218,6 +266,31 @@ def encode(tokenizer: PreTrainedTokenizerFast, content: str | list[Message]) -> 
     if not ids:
         raise PosttrainError("a prompt came to no tokens at all; is data.prompt empty?")
     return ids
+
+
+def encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Callable[[Prompt], list[int]]:
+    """How a model's prompts become token ids, and pictures what its tower takes (types.Encoded).
+
+    What it gives raises PosttrainError as `encode`, for pictures that cannot be read, and for any picture
+    where the model sees none.
+    """
+    if sees(model):
+        from posttrain.vision.processor import Processor
+
+        return Processor(model.config, tokenizer)
+    return text_encoder(tokenizer)
+
+
+def text_encoder(tokenizer: PreTrainedTokenizerFast) -> Callable[[Prompt], list[int]]:
+    def encoded(prompt: Prompt) -> list[int]:
+        if prompt.pictures:
+            raise PosttrainError(
+                f"{prompt.id} shows a picture, but the model reads text alone; name one that sees, or give "
+                "it a tower (model.vision)"
+            )
+        return encode(tokenizer, prompt.content)
+
+    return encoded
 
 
 def _hub_trouble(hub_id: str) -> str | None:

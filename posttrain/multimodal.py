@@ -11,7 +11,7 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from posttrain.types import Encoded, PosttrainError
@@ -20,6 +20,10 @@ Seen = dict[str, Tensor]  # what a tower takes of one picture: {"pixel_values": 
 
 BANNED = -3e4  # the logit of a token that must not be drawn; finite in every type, so that p log p is 0
 _MARKS = ("image_token_id", "video_token_id")
+_PARTS = {  # what transformers' models call them
+    "tower": ("vision_tower", "vision_model", "visual"),
+    "connector": ("multi_modal_projector", "connector"),
+}
 
 
 def body(model: PreTrainedModel) -> PreTrainedModel:
@@ -132,3 +136,14 @@ def example(model: PreTrainedModel) -> Encoded:
     count = sum(len(part.reshape(-1, part.shape[-1])) for part in made.pooler_output)
     others = [i for i in range(1, 8) if i not in banned(model)]
     return Encoded([*others[:2], *[token] * count, *others[2:4]], [picture])
+
+
+def parts(model: PreTrainedModel) -> dict[str, list[nn.Parameter]]:
+    """Parameters by part: tower, connector, and language, which is all the rest."""
+    base: Any = model.base_model
+    found: dict[str, list[nn.Parameter]] = {}
+    for part, names in _PARTS.items():
+        modules = [getattr(base, name) for name in names if isinstance(getattr(base, name, None), nn.Module)]
+        found[part] = [p for module in modules for p in module.parameters()]
+    taken = {id(p) for some in found.values() for p in some}
+    return found | {"language": [p for p in model.parameters() if id(p) not in taken]}

@@ -29,6 +29,21 @@ SCENES, FOLDER = "scenes:", "folder:"
 MADE = (GENERATOR, SCENES)
 
 
+class Vision(Section):
+    """The eyes that a language model is given: a picture becomes `tokens` tokens in front of it."""
+
+    tower: Text
+    """A kind of posttrain/vision/towers/, with fresh weights; a folder or a Hub id, with its own."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """The tower's."""
+    connector: Text = "mlp"
+    """linear, mlp, pixel_shuffle, resampler or merge."""
+    tokens: Count | None = None
+    """Tokens of a picture; null: as many as the tower gives."""
+    resize: Literal["square", "fit", "crop"] = "square"
+    """How a picture gets the tower's size: stretched, padded with grey, or cut off."""
+
+
 class Model(Section):
     name: Text
     """`smollm2-135m`, `tiny`, a local folder or a Hub id; in a recipe of stages also `stage:NAME`."""
@@ -38,6 +53,8 @@ class Model(Section):
     """Texts such as <think> that become one token each where they are not yet; they stay readable text."""
     layers: Count | None = None
     """Only so many of the model's layers, evenly spread, first and last among them: a small student."""
+    vision: Vision | None = None
+    """For a language model: null for one that sees already, or that reads text alone."""
 
 
 class Source(Section):
@@ -186,12 +203,18 @@ class Sampling(Section):
     min_p: Share = 0.0
 
 
+Part = Literal["tower", "connector", "language"]
+Rates = dict[Part, Annotated[float, Field(ge=0)]]
+
+
 class Train(Section):
     steps: Whole = 30
     """0 evaluates only."""
     prompts: Count = 8
     """Groups a step, over all processes together."""
     learning_rate: Positive = 2e-5
+    rates: Rates = Field(default_factory=dict)
+    """Learning rates of parts of a model that sees: tower, connector, language; 0 keeps one as it is."""
     warmup: Whole = 0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     loss: Loss = "grpo"

@@ -8,7 +8,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -37,6 +37,8 @@ from posttrain.train.logprobs import Policy
 from posttrain.types import PosttrainError, Prompt, Sampling
 
 log = logging.getLogger(__name__)
+
+Encode = Callable[[Prompt], list[int]]
 
 VERSIONS = ("posttrain", "torch", "transformers", "accelerate", "trl", "reasoning-gym", "math-verify")
 MAX_TOKENS = 128  # of an evaluation whose recipe does not say
@@ -139,9 +141,7 @@ class HeldOut:
         specs = judge_specs(stage.evaluate.form, RewardSpec(first.use, first.weight, first.args))
         self.judge = session.stack.enter_context(Rewards(specs, stage.reward_deadline))
 
-    def __call__(
-        self, engine: Engine, tokenizer: PreTrainedTokenizerFast, step: int, phase: str | None = None
-    ) -> dict[str, Any]:
+    def __call__(self, engine: Engine, encode: Encode, step: int, phase: str | None = None) -> dict[str, Any]:
         """-> the evaluation, empty on other processes than the main one.
 
         A phase ("before", "after") draws samples too, and is recorded with every answer.
@@ -151,7 +151,7 @@ class HeldOut:
             evaluation, records = evaluate(
                 engine,
                 self.rows,
-                lambda prompt: models.encode(tokenizer, prompt.content),
+                encode,
                 form=self.settings.form,
                 sampling=Sampling(self.max_tokens, temperature=0.0),
                 samples=self.settings.samples if phase else 0,
@@ -179,15 +179,15 @@ def engine_for(policy: Policy, tokenizer: Any, dtype: torch.dtype) -> Engine:
 
 def load(model: Model) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The model that a recipe asks for, with its tokenizer."""
-    return models.load(model.name, tokens=model.tokens, layers=model.layers)
+    return models.load(model.name, tokens=model.tokens, layers=model.layers, vision=model.vision)
 
 
-def answering(session: Session, model: Model) -> tuple[Engine, PreTrainedTokenizerFast]:
-    """A model that only answers: its engine and tokenizer."""
+def answering(session: Session, model: Model) -> tuple[Engine, Encode]:
+    """A model that only answers: its engine, and how it reads prompts."""
     session.watch("loading the model")
     loaded, tokenizer = load(model)
     policy = Policy(loaded.eval().to(session.accelerator.device))
-    return engine_for(policy, tokenizer, session.dtype), tokenizer
+    return engine_for(policy, tokenizer, session.dtype), models.encoder(loaded, tokenizer)
 
 
 def check_trackers(trackers: Sequence[str]) -> None:

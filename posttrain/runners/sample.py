@@ -31,11 +31,11 @@ def run(stage: Sample, past: dict[str, Any] | None, stop: Stop) -> None:
         session.show(0)
         session.write_result()  # what was read, before the first shard hangs on it
         accelerator = session.accelerator
-        engine, tokenizer = answering(session, stage.model)
+        engine, encode = answering(session, stage.model)
         draw(
             engine,
             prompts,
-            lambda prompt: models.encode(tokenizer, prompt.content),
+            encode,
             stage.sampling,
             rewards,
             session.folder,

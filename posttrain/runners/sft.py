@@ -86,7 +86,8 @@ def _go(stage: Sft, session: Session, rows: list[Example], heldout: HeldOut) -> 
         raise Stopped(session.stop.signal)
     policy = Policy(model.to(session.accelerator.device))
     result["steps"] = _step(found(checkpoints)[-1])
-    after = heldout(engine_for(policy, tokenizer, session.dtype), tokenizer, result["steps"], "after")
+    engine, encode = engine_for(policy, tokenizer, session.dtype), models.encoder(model, tokenizer)
+    after = heldout(engine, encode, result["steps"], "after")
     if session.main:
         session.watch("saving")
         models.save(model, tokenizer, folder / "model")

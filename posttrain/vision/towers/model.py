@@ -20,20 +20,22 @@ from posttrain.words import did_you_mean
 
 
 class TowerConfig(PreTrainedConfig):
-    """Which tower, and every setting of it. `hidden_size` is its width, measured where it is not given."""
+    """Which tower, and every setting of it. `hidden_size`, its width, and `image_size` follow from them."""
 
     model_type = "posttrain_tower"
 
     kind: str = ""
     settings: dict[str, Any] | None = None
     hidden_size: int | None = None
+    image_size: int | None = None
     num_hidden_layers: int = 1
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.kind and self.hidden_size is None:
             self.settings = towers.complete(self.kind, self.settings or {})
             with torch.device("meta"):
-                self.hidden_size = towers.build(self.kind, self.settings).width
+                tower = towers.build(self.kind, self.settings)
+            self.hidden_size, self.image_size = tower.width, tower.image_size
         super().__post_init__(**kwargs)
 
 
