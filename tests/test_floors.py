@@ -48,6 +48,7 @@ FLOORS = {
     "group_attention": 2,
     "weights": 2,
     "decoder": 2,
+    "vision": 2,
     "rollout": 3,
     "train": 3,
     "audit": 4,
