@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from posttrain.types import PosttrainError
+
+
+def _gelu(x: Tensor) -> Tensor:
+    """Keeps torch from its layers' fused inference path, where GELU may be the tanh form on CUDA.
+
+    A policy's tokens have to be the same with gradients and without.
+    """
+    return F.gelu(x)
 
 
 class Encoder(nn.Module):
@@ -12,15 +21,16 @@ class Encoder(nn.Module):
 
     def __init__(self, width: int, depth: int, heads: int) -> None:
         super().__init__()
-        if width % heads:
+        if min(depth, heads) < 1 or width % heads:
             raise PosttrainError(
-                f"width {width} does not divide into {heads} heads; set heads to one of its divisors"
+                f"width {width}, heads {heads}, depth {depth}: heads has to divide width, each to be "
+                "1 or more"
             )
         self.heads = heads
         # Each is made by itself: nn.TransformerEncoder copies one layer, so that all would start alike.
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(
-                width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+                width, heads, 4 * width, dropout=0.0, activation=_gelu, batch_first=True, norm_first=True
             )
             for _ in range(depth)
         )

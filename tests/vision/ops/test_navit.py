@@ -79,5 +79,5 @@ def test_what_fills_a_row_is_not_seen() -> None:
 def test_layers_start_apart_and_heads_must_divide() -> None:
     first, second = (layer.self_attn.in_proj_weight for layer in Encoder(8, 2, 2).layers)  # type: ignore[union-attr]
     assert not torch.equal(first, second)  # type: ignore[arg-type]
-    with pytest.raises(PosttrainError, match="width 8 does not divide into 3 heads"):
+    with pytest.raises(PosttrainError, match="width 8, heads 3, depth 1: heads has to divide width"):
         Encoder(8, 1, 3)
