@@ -69,7 +69,7 @@ def test_an_image_does_not_hang_on_its_neighbours() -> None:
     tower, given = opened(), images()
     before = tower(given)[2]
     given[0], given[5] = given[0] + 100, torch.full_like(given[5], torch.nan)
-    # A weight of 0 does not stop a NaN: what keeps this one away is that so large an image has a row to itself.
+    # A weight of 0 does not stop a NaN: what keeps it away is that so large an image has a row to itself.
     torch.testing.assert_close(tower(given)[2], before)
 
 

@@ -13,6 +13,9 @@ from posttrain.vision import towers
 # Settings that make a kind small; one that is not named here is tried with its defaults.
 SMALL: dict[str, dict[str, Any]] = {
     "vit": {"image_size": 32, "patch": 8, "width": 32, "depth": 2, "heads": 4},
+    "deformable": {"image_size": 32, "patch": 8, "width": 32, "depth": 2, "heads": 4},
+    "navit": {"image_size": 32, "patch": 8, "width": 32, "depth": 2, "heads": 4},
+    "trident": {"image_size": 32, "patch": 8, "width": 32, "depth": 2},
     "swin": {"image_size": 32, "depths": [2, 2], "heads": [2, 4], "width": 16, "window": 4},
     "efficientnet": {"stride": 8, "width": 0.25, "image_size": 64},
     "pretrained": {
