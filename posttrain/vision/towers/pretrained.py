@@ -9,11 +9,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import MODEL_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel, ViTConfig
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_MAPPING,
+    AutoConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ViTConfig,
+)
 from transformers.models.swin.modeling_swin import SwinLayer
 
 from posttrain.types import PosttrainError
 from posttrain.vision.towers import Pixel, Tower
+from posttrain.words import did_you_mean
 
 HALF: tuple[Pixel, Pixel] = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 IMAGENET: tuple[Pixel, Pixel] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -35,8 +43,8 @@ class PretrainedTower(Tower):
         std: Pixel | None = None,
     ):
         super().__init__()
-        self.hold(_made(config))
         self.width, self.stride, self.prefix = _measured(config)
+        self.hold(_made(config))
         self.native = _native(config)
         self.image_size = image_size or self.native
         if _shrinks(config):
@@ -101,11 +109,14 @@ def build(
     Raises:
         PosttrainError: no configuration of a model that takes pixels and nothing else.
     """
-    kind = config.get("model_type")
+    kind: Any = config.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        hint = did_you_mean(kind, CONFIG_MAPPING, "; did you mean")
+        raise PosttrainError(f"tower pretrained: transformers has no model_type {kind!r}{hint}")
     try:
         inner = AutoConfig.for_model(kind, **{k: v for k, v in config.items() if k != "model_type"})
-    except (ValueError, TypeError) as error:
-        raise PosttrainError(f"tower pretrained: config: {str(error).splitlines()[0][:200]}") from None
+    except Exception as error:  # each family checks its own values in its own way
+        raise PosttrainError(f"tower pretrained: config: {' '.join(str(error).split())[:200]}") from None
     return PretrainedTower(inner, image_size, mean, std)
 
 
@@ -116,7 +127,7 @@ def image_model(config: PreTrainedConfig) -> type[PreTrainedModel]:
         PosttrainError: it has none, or that takes no pixels, or more than them.
     """
     try:
-        found = MODEL_MAPPING[type(config)]
+        found: Any = MODEL_MAPPING[type(config)]
     except KeyError:
         raise PosttrainError(f"transformers has no bare model for {config.model_type!r}") from None
     takes = inspect.signature(found.forward).parameters
@@ -186,16 +197,16 @@ def _tokens(found: Tensor) -> Tensor:
 def _measured(config: PreTrainedConfig) -> tuple[int, int, int]:
     """(D, stride, tokens before the patches'), seen on an image without values."""
     size = SAMPLE if _shrinks(config) else _native(config)
-    with torch.device("meta"), torch.no_grad():
-        model, pixels = _made(config).eval(), torch.empty(1, 3, size, size)
-        more = {"interpolate_pos_encoding": True} if _takes(model, "interpolate_pos_encoding") else {}
-        try:
-            found = model(pixels, **more).last_hidden_state
-        except Exception as error:
-            raise PosttrainError(
-                f"{config.model_type!r} cannot be a tower: it fails on an image of {size} × {size} pixels "
-                f"({str(error)[:100]})"
-            ) from None
+    fixed = not _takes(image_model(config), "interpolate_pos_encoding")
+    more = {} if fixed else {"interpolate_pos_encoding": True}
+    try:
+        with torch.device("meta"), torch.no_grad():
+            found = _made(config).eval()(torch.empty(1, 3, size, size), **more).last_hidden_state
+    except Exception as error:  # any of a few hundred models
+        raise PosttrainError(
+            f"{config.model_type!r} cannot be a tower: it fails on an image of {size} × {size} pixels "
+            f"({str(error)[:100]})"
+        ) from None
     rows = math.isqrt(_tokens(found).shape[1]) if _shrinks(config) else size // config.patch_size
     tokens = _tokens(found)
     return tokens.shape[2], size // rows, tokens.shape[1] - rows * rows

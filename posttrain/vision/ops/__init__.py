@@ -1,0 +1,1 @@
+"""Operators that transformers lacks, as plain differentiable tensor code. One file each."""
