@@ -183,7 +183,12 @@ def test_light_modules_import_nothing_heavy() -> None:
 # Imported by us, declared by another: transformers pins tokenizers and huggingface_hub and brings packaging;
 # huggingface_hub brings filelock; referencing is a part of jsonschema's interface.
 BORROWED = {"tokenizers", "huggingface_hub", "packaging", "filelock", "referencing"}
-IMPORT_NAMES = {"pyyaml": "yaml", "math-verify": "math_verify", "reasoning-gym": "reasoning_gym"}
+IMPORT_NAMES = {
+    "pyyaml": "yaml",
+    "pillow": "PIL",
+    "math-verify": "math_verify",
+    "reasoning-gym": "reasoning_gym",
+}
 
 
 def test_what_is_imported_is_declared() -> None:
