@@ -49,6 +49,7 @@ FLOORS = {
     "vision": 2,
     "weights": 2,
     "decoder": 2,
+    "vision": 2,
     "rollout": 3,
     "train": 3,
     "audit": 4,

@@ -1,0 +1,163 @@
+"""A tower as a model of transformers: saved as a plain folder, opened by name, usable inside LLaVA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.image_processing_base import ImageProcessingMixin
+from transformers.modeling_outputs import BaseModelOutput
+
+from posttrain import models
+from posttrain.types import PosttrainError
+from posttrain.vision import towers
+from posttrain.vision.towers import pretrained
+from posttrain.words import did_you_mean
+
+
+class TowerConfig(PreTrainedConfig):
+    """Which tower, and every setting of it. `hidden_size` is its width, measured where it is not given."""
+
+    model_type = "posttrain_tower"
+
+    kind: str = ""
+    settings: dict[str, Any] | None = None
+    hidden_size: int | None = None
+    num_hidden_layers: int = 1
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.kind and self.hidden_size is None:
+            self.settings = towers.complete(self.kind, self.settings or {})
+            with torch.device("meta"):
+                self.hidden_size = towers.build(self.kind, self.settings).width
+        super().__post_init__(**kwargs)
+
+
+class TowerModel(PreTrainedModel):
+    """A tower, in `.tower`."""
+
+    config_class = TowerConfig
+    config: TowerConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    # What attends inside of a tower is its own affair: the outer model may use any.
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
+
+    def __init__(self, config: TowerConfig):
+        super().__init__(config)
+        self.tower = towers.build(config.kind, config.settings)
+        self._without_values = any(tensor.is_meta for tensor in self.tower.parameters())
+        self.post_init()
+
+    def forward(
+        self, pixel_values: Tensor, return_dict: bool = True, **kwargs: Any
+    ) -> BaseModelOutput | tuple[Any, ...]:
+        """[B, 3, H, W] -> last_hidden_state [B, N, D], and the same as the one item of hidden_states."""
+        tokens = self.tower(pixel_values)
+        if not return_dict:
+            return tokens, (tokens,)
+        return BaseModelOutput(last_hidden_state=tokens, hidden_states=(tokens,))
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Towers give themselves their values: what was made without any, and not loaded, gets them here."""
+        if module is not self.tower or not self._without_values:
+            return
+        theirs = [f"{n}." for n, found in module.named_modules() if isinstance(found, PreTrainedModel)]
+        blank = {
+            name: tensor
+            for name, tensor in (*module.named_parameters(), *module.named_buffers())
+            if not name.startswith(tuple(theirs)) and not getattr(tensor, "_is_hf_initialized", False)
+        }
+        if blank:
+            fresh = towers.build(self.config.kind, self.config.settings)
+            values = {**dict(fresh.named_parameters()), **dict(fresh.named_buffers())}
+            for name, tensor in blank.items():
+                init.copy_(tensor, values[name])
+
+
+def open_tower(name: str, settings: Mapping[str, Any] | None = None) -> TowerModel:
+    """A tower by the name of its kind, with fresh weights, or from a folder or Hub id: float32, set to eval.
+
+    Args:
+        name: of a kind; a folder that TowerModel saved; a folder or Hub id of a vision model of transformers,
+            or of one that holds a text model too, such as CLIP.
+        settings: of the kind. Over what a folder says they go too, as long as its weights still fit.
+
+    Raises:
+        PosttrainError: no such tower, no vision model, wrong settings, weights that lack or do not fit.
+    """
+    settings = settings or {}
+    if name in towers.names():
+        fresh: Any = TowerModel(TowerConfig(kind=name, settings=dict(settings)))
+        return fresh.eval()
+    try:
+        where = models.resolve(name)
+    except PosttrainError as error:
+        hint = did_you_mean(name, towers.names(), "; did you mean")
+        raise PosttrainError(f"no kind of tower ({', '.join(towers.names())}){hint}; {error}") from None
+    try:
+        config: Any = AutoConfig.from_pretrained(where)
+    except (OSError, ValueError) as error:
+        raise PosttrainError(f"tower {name!r}: {str(error).splitlines()[0]}") from None
+    try:
+        if isinstance(config, TowerConfig):
+            config = TowerConfig(kind=config.kind, settings={**(config.settings or {}), **settings})
+            return _loaded(TowerModel, where, config)
+        return _adopted(where, config, settings)
+    except PosttrainError as error:
+        raise PosttrainError(f"tower {name!r}: {error}") from None
+
+
+def _adopted(where: str, config: Any, settings: Mapping[str, Any]) -> TowerModel:
+    """A checkpoint of transformers as a tower."""
+    inner = pretrained.vision_part(config)
+    model = _loaded(pretrained.image_model(inner), where, inner, **pretrained.without_pooler(inner))
+    trained = dict(zip(("mean", "std"), pretrained.usual(config), strict=True))
+    given = {"config": inner.to_diff_dict(), **trained, **_images(where), **settings}
+    with torch.device("meta"):
+        tower: Any = TowerModel(TowerConfig(kind="pretrained", settings=given))
+    tower.tower.hold(model)
+    return tower.eval()
+
+
+def _loaded(kind: Any, where: str, config: Any, **more: Any) -> Any:
+    try:
+        model, said = kind.from_pretrained(
+            where, config=config, dtype=torch.float32, output_loading_info=True, **more
+        )
+    except (OSError, RuntimeError) as error:  # no file of weights; shapes that differ
+        raise PosttrainError(str(error).strip().splitlines()[0]) from None
+    if said["missing_keys"]:
+        missing = sorted(said["missing_keys"])
+        raise PosttrainError(
+            f"{len(missing)} weights of the vision model are not in the checkpoint, {missing[0]} among them; "
+            "name the checkpoint of the vision model itself"
+        )
+    return model
+
+
+def _images(where: str) -> dict[str, Any]:
+    """Size, mean and std of the images, where the checkpoint tells them."""
+    try:
+        told, _ = ImageProcessingMixin.get_image_processor_dict(where)
+    except OSError:
+        return {}
+    found: dict[str, Any] = {}
+    size = told.get("crop_size") if told.get("do_center_crop") else told.get("size")
+    if isinstance(size, dict):
+        size = size.get("height") or size.get("shortest_edge")
+    if isinstance(size, int):
+        found["image_size"] = size
+    for key in ("mean", "std"):
+        if len(told.get(f"image_{key}") or ()) == 3:
+            found[key] = tuple(told[f"image_{key}"])
+    return found
+
+
+AutoConfig.register(TowerConfig.model_type, TowerConfig)
+AutoModel.register(TowerConfig, TowerModel)
