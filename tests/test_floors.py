@@ -46,7 +46,6 @@ FLOORS = {
     "attention": 2,
     "flex": 2,
     "group_attention": 2,
-    "vision": 2,
     "weights": 2,
     "decoder": 2,
     "vision": 2,
@@ -186,9 +185,9 @@ def test_light_modules_import_nothing_heavy() -> None:
 BORROWED = {"tokenizers", "huggingface_hub", "packaging", "filelock", "referencing"}
 IMPORT_NAMES = {
     "pyyaml": "yaml",
-    "pillow": "PIL",
     "math-verify": "math_verify",
     "reasoning-gym": "reasoning_gym",
+    "pillow": "PIL",
 }
 
 
