@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from posttrain.picture import MARK, Picture
 from posttrain.types import ImagePart, Message, PosttrainError, TextPart
 
 Part = TextPart | ImagePart
+Content = str | list[Message]
 
 
 def cells_as_pictures(cell: Any, where: str, folder: Path | None) -> list[Picture]:
@@ -99,6 +100,20 @@ def in_messages(messages: list[Message], pictures: Sequence[Picture], where: str
         return _before(messages, pictures, where)
     _same(open_, len(pictures), where)
     return [_filled(message, left) if pictures else message for message in messages]
+
+
+def with_images(content: Content, image: Callable[[Picture], str]) -> str | list[Any]:
+    """A prompt's content with a text for each picture: what JSON, or another process, gets of it."""
+
+    def told(part: Part) -> dict[str, Any]:
+        return {"type": "image", "image": image(part["image"])} if part["type"] == "image" else {**part}
+
+    if isinstance(content, str) or not has_pictures(content):
+        return content
+    return [
+        {**message, "content": parts if isinstance(parts := message["content"], str) else [*map(told, parts)]}
+        for message in content
+    ]
 
 
 def in_text(text: str, pictures: Sequence[Picture], where: str) -> str:

@@ -120,7 +120,6 @@ class Picture:
         """
         with self._header(most_pixels) as image:
             try:
-                image.load()
                 return _rgb(_upright(image))
             except Exception as error:  # any decoder's: many classes, one meaning
                 raise PosttrainError(
@@ -209,6 +208,7 @@ def _upright(image: Image.Image) -> Image.Image:
         7: Transpose.TRANSVERSE,
         8: Transpose.ROTATE_90,
     }
+    image.load()  # TIFF is turned by this, and its note taken away
     try:
         turn = turns.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # a broken note beside the pixels says nothing about them

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import shards
+from posttrain.image_parts import with_images
 from posttrain.kinds import Keep
 from posttrain.recipe import Sampling as Settings
 from posttrain.rewards import Rewards
@@ -62,7 +63,8 @@ def draw(
         watch: told of completions, over all prompts and processes; where it raises, the shard that is being
             scored is still written.
 
-    A line of a shard is a prompt: "id", "index" (its place among the prompts), "prompt", "answer", "columns",
+    A line of a shard is a prompt: "id", "index" (its place among the prompts), "prompt", "images" (where raw
+    text has any: paths and data URIs, as they are in the messages of a chat), "answer", "columns",
     "completions": [{"text", "tokens" (how many), "finish", "parts", "total", "failures"}].
     """
     drawn = folder / DRAWN
@@ -127,9 +129,10 @@ def _scores(
 def select(folder: Path, keep: Keep, seed: int, names: Mapping[str, str]) -> dict[str, Any]:
     """Write `folder/rows.jsonl` from the shards that `draw` wrote, in the order of the prompts.
 
-    A row: "prompt" (text or messages), "completion" (text), "answer", "pass_rate" of its prompt, "scores"
-    (the rewards' parts), and the prompt's own columns but for those of the same names. The shards are read
-    twice; in memory are which completions are kept, and a short hash of each that could have been.
+    A row: "prompt" (text or messages), "images" (where raw text has any), "completion" (text), "answer",
+    "pass_rate" of its prompt, "scores" (the rewards' parts), and the prompt's own columns but for those of
+    the same names. The shards are read twice; in memory are which completions are kept, and a short hash of
+    each that could have been.
 
     Args:
         names: of each reward in `keep.least`, its name among the parts: {"./mine.py:right": "right"}.
@@ -154,7 +157,7 @@ def select(folder: Path, keep: Keep, seed: int, names: Mapping[str, str]) -> dic
     taken: Counter[bytes] = Counter()  # rows by prompt, which may be there more than once
     fifths: list[list[tuple[int, int]]] = [[] for _ in prompts]  # (prompt's place, completion's) of rows
     for line in shards.lines_of(folder / DRAWN):
-        said, asked = line["completions"], _hash(line["prompt"])
+        said, asked = line["completions"], _hash([line["prompt"], line.get("images")])
         lacking = [_lacks(one, least) for one in said]
         rate = lacking.count(None) / len(said)
         fifth = min(4, lacking.count(None) * 5 // len(said))
@@ -253,6 +256,7 @@ def _row(line: Line, k: int, least: Least) -> Line:
     ours = {
         "prompt": line["prompt"],
         "completion": completion["text"],
+        **({"images": line["images"]} if "images" in line else {}),
         "answer": line["answer"],
         "pass_rate": passed / len(line["completions"]),
         "scores": completion["parts"],
@@ -285,7 +289,8 @@ def _line(index: int, prompt: Prompt, completions: Sequence[Completion], scores:
     return {
         "id": prompt.id,
         "index": index,
-        "prompt": prompt.content,
+        "prompt": with_images(prompt.content, lambda picture: picture.cell),
+        **({"images": [picture.cell for picture in prompt.beside]} if prompt.beside else {}),
         "answer": prompt.answer,
         "columns": prompt.columns,
         "completions": [

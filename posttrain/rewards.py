@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from posttrain import content
+from posttrain.image_parts import with_images
 from posttrain.reward_process import Child, Lost, Source
 from posttrain.types import Completion, PosttrainError, Prompt, Score
 from posttrain.words import did_you_mean
@@ -236,10 +237,14 @@ def _parts(prompts: Sequence[Prompt], most: int) -> list[range]:
     A group is consecutive rows whose prompts read the same: that is all a reward sees of it.
     Example: groups of 3, 3 and 2 rows for two -> [range(0, 3), range(3, 8)]
     """
-    ends = [row for row in range(1, len(prompts)) if prompts[row].content != prompts[row - 1].content]
+    ends = [row for row in range(1, len(prompts)) if _asked(prompts[row]) != _asked(prompts[row - 1])]
     shares = [len(prompts) * n / most for n in range(1, most)]
     cuts = sorted({min(ends, key=lambda end: abs(end - share)) for share in shares}) if ends else []
     return [range(start, stop) for start, stop in pairwise([0, *cuts, len(prompts)])]
+
+
+def _asked(prompt: Prompt) -> tuple[Any, ...]:
+    return prompt.content, prompt.beside
 
 
 class _Rows:
@@ -249,7 +254,7 @@ class _Rows:
         extra = dict.fromkeys(key for prompt in prompts for key in prompt.columns)
         self._columns: dict[str, list[Any]] = {
             **{key: [prompt.columns.get(key) for prompt in prompts] for key in extra},
-            "prompts": [prompt.content for prompt in prompts],
+            "prompts": [with_images(prompt.content, lambda picture: picture.digest) for prompt in prompts],
             "completions": [_as_trl(p, c) for p, c in zip(prompts, completions, strict=True)],
             "completion_ids": [completion.tokens for completion in completions],
             "answer": [prompt.answer for prompt in prompts],

@@ -10,7 +10,8 @@ import inspect
 import io
 import pkgutil
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import PosttrainError
@@ -22,9 +23,12 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 
-def names() -> list[str]:
+@cache
+def names() -> tuple[str, ...]:
     """The tasks, by name."""
-    return sorted(found.name for found in pkgutil.iter_modules(__path__) if not found.name.startswith("_"))
+    return tuple(
+        sorted(found.name for found in pkgutil.iter_modules(__path__) if not found.name.startswith("_"))
+    )
 
 
 def make(name: str, index: int, seed: int, args: Mapping[str, Any] | None = None) -> Row:
@@ -36,11 +40,7 @@ def make(name: str, index: int, seed: int, args: Mapping[str, Any] | None = None
     Raises:
         PosttrainError: no such task or argument, with the nearest name, or a value that cannot be.
     """
-    if name not in names():
-        hint = did_you_mean(name, names(), most=3) or f"there are {', '.join(names())}"
-        raise PosttrainError(f"scenes has no task {name!r}; {hint}")
-    draw = importlib.import_module(f"posttrain.scenes.{name}").draw
-    known = [key for key, p in inspect.signature(draw).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    draw, known = _task(name)
     for key in args or {}:
         if key not in known:
             hint = did_you_mean(key, known) or f"it takes {', '.join(known)}"
@@ -52,6 +52,17 @@ def make(name: str, index: int, seed: int, args: Mapping[str, Any] | None = None
     except ImportError as error:
         raise PosttrainError(f"scenes:{name} needs {error.name}: pip install 'posttrain[vision]'") from None
     return {"image": {"bytes": _png(image), "path": None}, **row}
+
+
+@cache
+def _task(name: str) -> tuple[Callable[..., tuple[Image.Image, Row]], list[str]]:
+    """A task's function, and the names of its arguments."""
+    if name not in names():
+        hint = did_you_mean(name, names(), most=3) or f"there are {', '.join(names())}"
+        raise PosttrainError(f"scenes has no task {name!r}; {hint}")
+    draw = importlib.import_module(f"posttrain.scenes.{name}").draw
+    known = [key for key, p in inspect.signature(draw).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    return draw, known
 
 
 def _png(image: Image.Image) -> bytes:

@@ -1,0 +1,36 @@
+"""The box of the one shape of a colour and kind. Rewards: iou; point for its middle.
+
+`answer` is JSON, [x1, y1, x2, y2], as posttrain/boxes.py has it: edges of pixels, so x2 - x1 is the width.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import TYPE_CHECKING
+
+from posttrain.scenes._draw import COLORS, SHAPES, among, box_of, canvas, put, scatter, whole
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def draw(
+    rng: random.Random, *, size: int = 64, distractors: int = 3, unit: str = "pixels"
+) -> tuple[Image.Image, dict[str, str]]:
+    """One shape that is asked for among `distractors` others; unit: "pixels", or "percent" of the picture."""
+    image = canvas(size)
+    among("unit", unit, ("pixels", "percent"))
+    pairs = rng.sample([(c, s) for c in COLORS for s in SHAPES], 1 + whole("distractors", distractors, 0, 8))
+    spots = scatter(rng, size, len(pairs), max(3, size // 16), size // 6)
+    for (color, shape), spot in zip(pairs, spots, strict=True):
+        put(image, shape, color, spot)
+    box: list[int] = list(box_of(spots[0]))
+    scale = "percent of its width and height"
+    if unit == "percent":
+        box = [round(100 * edge / size) for edge in box]
+    else:
+        scale = f"pixels; it is {size} pixels wide and {size} high"
+    named = " ".join(pairs[0])
+    question = f"Where in the picture is the {named}? Give its box as [x1, y1, x2, y2] in whole {scale}."
+    return image, {"question": question, "answer": json.dumps(box)}
