@@ -95,7 +95,8 @@ def _heldout(data: Data) -> tuple[list[Prompt], set[str]]:
     template = data.heldout.prompt
     rows = read_rows(data.heldout, "data.heldout")
     drawn = [
-        _prompt(data, row, f"heldout-{i}", f"data.heldout, row {i}", template) for i, row in enumerate(rows)
+        _prompt(data, row, id, f"data.heldout, row {i}", template)
+        for i, (id, row) in enumerate(zip(ids_of(rows), rows, strict=True))
     ]
     distinct: dict[str, Prompt] = {}
     for prompt in _same_columns(drawn):
@@ -173,6 +174,14 @@ def _prompt(data: Data, row: Row, id: str, where: str, template: str | None) -> 
     answer = None if data.answer is None else as_text(column_of(row, data.answer, where, "data.answer"))
     hidden = {"answer", *RESERVED, *(["prompt"] if isinstance(ready, list) else [])}
     return Prompt(id, content, answer, {k: v for k, v in row.items() if k not in hidden})
+
+
+def ids_of(rows: Sequence[Row], column: str = "id") -> list[str]:
+    """What questions that are asked of a model are known by: that column where every row has one of its own,
+    else the rows' numbers. Samples are drawn from these, so every command has to name a row alike."""
+    ids = [as_text(row.get(column)) or "" for row in rows]
+    known = all(ids) and len(set(ids)) == len(ids)
+    return ids if known else [str(number) for number in range(len(rows))]
 
 
 def column_of(row: Row, column: str, where: str, key: str) -> Any:

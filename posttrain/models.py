@@ -162,6 +162,11 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> li
     return sorted({i for i in ids if isinstance(i, int)})
 
 
+def context_of(model: PreTrainedModel) -> int | None:
+    """Most tokens that a model takes, prompt and completion together; None: its config does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
 def frozen_copy(policy: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """The policy in another type, without gradients; the policy itself where it has that type already."""
     if policy.dtype == dtype:

@@ -14,11 +14,12 @@ from transformers import PreTrainedModel
 from posttrain import data, models
 from posttrain.evaluate.report import write_report
 from posttrain.files import append
+from posttrain.harness.native import NativeAnswerer, engine_for
 from posttrain.past import lengths, rewind, with_inputs
 from posttrain.profile import Profile, one_step
 from posttrain.recipe import Recipe
 from posttrain.rewards import Rewards
-from posttrain.session import HeldOut, Session, check_trackers, engine_for, load
+from posttrain.session import HeldOut, Session, check_trackers, load
 from posttrain.stop import Stop, Stopped
 from posttrain.train import checkpoint
 from posttrain.train.grpo import GRPO, State
@@ -75,9 +76,10 @@ class _Run:
         optimizer = adamw(model, recipe.train.learning_rate, recipe.train.weight_decay)
         if saved:
             checkpoint.load_optimizer(saved, optimizer)
-        self.engine = engine_for(policy, self.tokenizer, session.dtype)
+        engine = engine_for(policy, self.tokenizer, session.dtype)
+        self.answerer = NativeAnswerer(engine, self.tokenizer)
         if recipe.evaluate.before and "before" not in session.result:
-            session.result["before"] = self.heldout(self.engine, self.tokenizer, 0, "before")
+            session.result["before"] = self.heldout(self.answerer, 0, "before")
             session.result["records"] = lengths(self.folder)
             self._write_result(State())
         prepared, prepared_optimizer = accelerator.prepare(policy, optimizer)
@@ -87,7 +89,7 @@ class _Run:
             policy=prepared,
             reference=reference,
             optimizer=prepared_optimizer,
-            engine=self.engine,
+            engine=engine,
             rewards=self.rewards,
             prompts=prompts,
             encode=lambda prompt: models.encode(self.tokenizer, prompt.content),
@@ -121,7 +123,7 @@ class _Run:
                 if any(gather([session.stop.asked])):
                     raise Stopped(session.stop.signal)
             save()
-            after = self.heldout(self.engine, self.tokenizer, state.step, "after")
+            after = self.heldout(self.answerer, state.step, "after")
             if session.main:
                 session.watch("saving")
                 models.save(model, self.tokenizer, self.folder / "model")
@@ -145,7 +147,7 @@ class _Run:
         step, every = metrics["step"], self.recipe.evaluate.every
         try:
             if every and step % every == 0 and step < self.recipe.train.steps:
-                metrics["heldout"] = self.heldout(self.engine, self.tokenizer, step)
+                metrics["heldout"] = self.heldout(self.answerer, step)
         finally:  # stopped in the evaluation, the step is saved: its record must not be missing
             self.session.record(metrics)
             if self.session.main:
