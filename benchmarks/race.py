@@ -36,28 +36,27 @@ class Held:
     def __init__(self, job: Job, settings: Any, rows: list[Any]):
         from posttrain import models
         from posttrain.evaluate.harness import judge_specs
+        from posttrain.harness.native import NativeAnswerer, engine_for
         from posttrain.rewards import Rewards, RewardSpec
-        from posttrain.session import engine_for
         from posttrain.train.logprobs import Policy
 
         self.settings, self.rows, first = settings, rows, settings.rewards[0]
         self.model, self.tokenizer = models.load(job.folder)
         compute = models.compute_type(settings.model.compute)
         self.engine = engine_for(Policy(self.model.eval()), self.tokenizer, compute)
+        self.answerer = NativeAnswerer(self.engine, self.tokenizer)
         specs = judge_specs(settings.evaluate.form, RewardSpec(first.use, first.weight, first.args))
         self.judge = Rewards(specs, settings.reward_deadline)
 
     def __call__(self, model: Any) -> float:
-        from posttrain import models
         from posttrain.evaluate.harness import evaluate
         from posttrain.types import Sampling
 
         self.model.load_state_dict(model.state_dict())
         self.engine.sync(self.model)
         found, _ = evaluate(
-            self.engine,
+            self.answerer,
             self.rows,
-            lambda prompt: models.encode(self.tokenizer, prompt.content),
             form=self.settings.evaluate.form,
             sampling=Sampling(self.settings.sampling.max_tokens, temperature=0.0),
             samples=0,

@@ -30,8 +30,8 @@ def _prompts(job: Job, tokenizer: Any) -> list[list[int]]:
 
 def _posttrain(job: Job, gate: Gate, folder: Path) -> None:
     from posttrain import models
+    from posttrain.harness.native import engine_for
     from posttrain.memory import settle
-    from posttrain.session import engine_for
     from posttrain.train.logprobs import Policy
     from posttrain.types import Sampling
 

@@ -77,9 +77,9 @@ def posttrain_loop(job: Job, settings: Any) -> Any:
     from accelerate import Accelerator
 
     from posttrain import data, models
+    from posttrain.harness.native import engine_for
     from posttrain.memory import settle
     from posttrain.rewards import Rewards
-    from posttrain.session import engine_for
     from posttrain.train.grpo import GRPO, State
     from posttrain.train.logprobs import Policy
     from posttrain.train.optimizer import adamw

@@ -102,7 +102,8 @@ def _heldout(data: Data) -> tuple[list[Prompt], set[str]]:
     source = data.heldout
     rows = read_rows(source, "data.heldout")
     drawn = [
-        _prompt(data, row, f"heldout-{i}", f"data.heldout, row {i}", source) for i, row in enumerate(rows)
+        _prompt(data, row, id, f"data.heldout, row {i}", source)
+        for i, (id, row) in enumerate(zip(ids_of(rows), rows, strict=True))
     ]
     distinct: dict[str, Prompt] = {}
     for prompt in _same_columns(drawn):
@@ -221,6 +222,14 @@ def _pictures(row: Row, images: Sequence[str], where: str, source: Source) -> li
         for name, cell in cells
         for picture in image_parts.cells_as_pictures(cell, f"{where}, column {name!r}", folder)
     ]
+
+
+def ids_of(rows: Sequence[Row], column: str = "id") -> list[str]:
+    """What questions that are asked of a model are known by: that column where every row has one of its own,
+    else the rows' numbers. Samples are drawn from these, so every command has to name a row alike."""
+    ids = [as_text(row.get(column)) or "" for row in rows]
+    known = all(ids) and len(set(ids)) == len(ids)
+    return ids if known else [str(number) for number in range(len(rows))]
 
 
 def column_of(row: Row, column: str, where: str, key: str) -> Any:

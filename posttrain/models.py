@@ -146,15 +146,17 @@ def _with_vision(
         raise PosttrainError(
             f"model.vision: images need more ({error}); run: pip install 'posttrain[vision]'"
         ) from None
-    made: Any = assemble(
-        model,
-        tokenizer,
-        vision.tower,
-        vision.settings,
-        connector=vision.connector,
-        tokens=vision.tokens,
-        resize=vision.resize,
-    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # fresh weights are the same in every process, and after a resume
+        made: Any = assemble(
+            model,
+            tokenizer,
+            vision.tower,
+            vision.settings,
+            connector=vision.connector,
+            tokens=vision.tokens,
+            resize=vision.resize,
+        )
     return made.to(model.dtype)
 
 
@@ -206,6 +208,11 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> li
     configured = model.generation_config.eos_token_id if model.generation_config else None
     ids = [tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])]
     return sorted({i for i in ids if isinstance(i, int)})
+
+
+def context_of(model: PreTrainedModel) -> int | None:
+    """Most tokens that a model takes, prompt and completion together; None: its config does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def frozen_copy(policy: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

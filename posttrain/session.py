@@ -23,14 +23,14 @@ from posttrain import models, settings
 from posttrain.evaluate.display import Display
 from posttrain.evaluate.harness import evaluate, judge_specs
 from posttrain.files import append, replace_text
+from posttrain.harness.answer import Answerer
+from posttrain.harness.native import engine_for
 from posttrain.kinds import Eval, Sft
 from posttrain.machine import machine
 from posttrain.past import held
 from posttrain.recipe import Model, Recipe, Stage
 from posttrain.rewards import Rewards, RewardSpec
 from posttrain.rollout.engine import Engine
-from posttrain.rollout.native import NativeEngine
-from posttrain.rollout.plain import PlainEngine
 from posttrain.stages import kind_of
 from posttrain.stop import Stop, Stopped
 from posttrain.train.logprobs import Policy
@@ -141,7 +141,7 @@ class HeldOut:
         specs = judge_specs(stage.evaluate.form, RewardSpec(first.use, first.weight, first.args))
         self.judge = session.stack.enter_context(Rewards(specs, stage.reward_deadline))
 
-    def __call__(self, engine: Engine, encode: Encode, step: int, phase: str | None = None) -> dict[str, Any]:
+    def __call__(self, answerer: Answerer, step: int, phase: str | None = None) -> dict[str, Any]:
         """-> the evaluation, empty on other processes than the main one.
 
         A phase ("before", "after") draws samples too, and is recorded with every answer.
@@ -149,9 +149,8 @@ class HeldOut:
         session, evaluation = self.session, {}
         if session.main:
             evaluation, records = evaluate(
-                engine,
+                answerer,
                 self.rows,
-                encode,
                 form=self.settings.form,
                 sampling=Sampling(self.max_tokens, temperature=0.0),
                 samples=self.settings.samples if phase else 0,
@@ -168,13 +167,6 @@ class HeldOut:
                 session.record({"step": step, "heldout": evaluation})
         session.accelerator.wait_for_everyone()
         return evaluation
-
-
-def engine_for(policy: Policy, tokenizer: Any, dtype: torch.dtype) -> Engine:
-    """The native engine; transformers' own generation for a model that packed groups cannot serve."""
-    if not policy.packed:
-        return PlainEngine(policy.model, tokenizer, dtype)
-    return NativeEngine(policy.model, tokenizer, dtype, layers=policy.layers)
 
 
 def load(model: Model) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:

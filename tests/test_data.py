@@ -161,14 +161,14 @@ def test_held_out_rows_leave_train(tmp_path: Path, caplog: pytest.LogCaptureFixt
     with caplog.at_level(logging.WARNING):
         kept, heldout = load(files(tmp_path, train, [OTHER]))
     assert [p.id for p in kept] == ["train-0", "train-3", "train-4"], "in file order, repeats kept"
-    assert [p.id for p in heldout] == ["heldout-0"]
+    assert [p.id for p in heldout] == ["0"]
     assert "dropped 2 of 5 train rows: they are held out" in caplog.text
 
 
 def test_held_out_rows_are_distinct(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         _, heldout = load(files(tmp_path, [ROW], [OTHER, {"question": "X", "answer": "1"}, OTHER, OTHER]))
-    assert [p.id for p in heldout] == ["heldout-0", "heldout-1"], "the first of each, in file order"
+    assert [p.id for p in heldout] == ["0", "1"], "the first of each, in file order"
     assert "dropped 2 of 4 held-out rows: they repeat others" in caplog.text
 
 

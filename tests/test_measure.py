@@ -14,7 +14,12 @@ from typing import Any
 import pytest
 
 from posttrain.cli import main
+from posttrain.evaluate import harness as held_out
+from posttrain.harness import judge as judge_module
+from posttrain.harness.answer import Answer
 from posttrain.harness.records import read_answers
+from posttrain.pipeline import run
+from posttrain.recipe import load_recipe
 
 TASK = """\
 name: sums
@@ -198,3 +203,58 @@ def test_what_is_wrong_is_said_in_one_message(
     assert main(["eval", *(word.format(task=task) for word in words)]) == 2
     error = capsys.readouterr().err
     assert told in error and error.startswith("error: ") and "Traceback" not in error
+
+
+EVEN = """
+def even(completions, answer, **columns):
+    texts = [one[0]["content"] for one in completions]
+    return [float((sum(map(ord, text)) + int(right)) % 2 == 0) for text, right in zip(texts, answer)]
+"""
+
+
+@pytest.mark.usefixtures("one_process", "home")
+def test_the_runs_own_evaluation_is_this_one(
+    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model that a run leaves, asked its held-out rows: answer for answer what the run had in memory."""
+    reward, rows, folder = tmp_path / "even.py", tmp_path / "heldout.jsonl", tmp_path / "run"
+    reward.write_text(EVEN)
+    asked = [{"question": f"{'1 + ' * (i % 4)}{i} = ?", "answer": str(i)} for i in range(12)]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in asked))
+    judged: list[list[Answer]] = []
+
+    def scores(judge: Any, prompts: Any, answers: list[Answer]) -> Any:
+        judged.append(answers)
+        return judge_module.scores(judge, prompts, answers)
+
+    monkeypatch.setattr(held_out, "scores", scores)
+    recipe = load_recipe(
+        "tiny/tiny",
+        [
+            f"output={folder}",
+            "seed=7",
+            "train.steps=2",
+            f"data.heldout={{source: {rows}}}",
+            f"rewards=[{{use: {reward}}}]",
+            "evaluate={every: 0, before: false, form: null, samples: 3, temperature: 1.2, max_tokens: 9}",
+        ],
+    )
+    run(recipe)
+    greedy, sampled = judged
+    after = json.loads((folder / "result.json").read_text())["after"]
+    told = {one["id"]: one for one in lines(folder / "samples.jsonl") if one["phase"] == "after"}
+    assert [told[answer.id]["completion"] for answer in greedy] == [answer.completion for answer in greedy]
+    assert len({answer.completion for answer in sampled}) > 30
+    more = ("--data", str(rows), "--seed", "7", f"verifier={{use: {reward}}}", "sampling.max_tokens=9")
+    for kind, metric, answers, drawn in (
+        ("strict", "accuracy", greedy, ("sampling.samples=1", "sampling.temperature=0")),
+        ("sampled", "avg@3", sampled, ("sampling.samples=3", "sampling.temperature=1.2")),
+    ):
+        out = tmp_path / kind
+        command = ["eval", str(task), "--model", str(folder / "model"), "--output", str(out), *more, *drawn]
+        assert main(command) == 0
+        again = read_answers(out / "sums" / "answers.jsonl")
+        assert sorted(again, key=str) == sorted(answers, key=str)
+        found = json.loads((out / "result.json").read_text())["tasks"]["sums"]["metrics"][metric]
+        assert found["value"] == after[kind]["accuracy"] not in (0.0, 1.0)
+        assert (found["ci95"], found["n"]) == (after[kind]["ci95"], after[kind]["n"]) and found["n"] == 12

@@ -1,32 +1,23 @@
 """Held-out accuracy of a policy: greedy and sampled, strict (the asked-for form) and lenient (last number).
 
-The engine is the one that trains, and verdicts come from the rewards' killable process, so an answer that
-hangs the verifier costs one verdict and never the run.
+It asks, seeds, judges and counts by the functions of `posttrain eval` (posttrain.harness), and with a steady
+answerer gives what that gives of the saved model: the same rows, sampling and seed, to the last character.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
-from posttrain.evaluate.metrics import proportion
+from posttrain.harness.answer import Answer, Answerer, OnProgress, requests_for
+from posttrain.harness.facts import by_question, shares
 from posttrain.harness.intervals import average
-from posttrain.harness.judge import RIGHT, ROWS
+from posttrain.harness.judge import Scorer, Verdict, scores, verdict
 from posttrain.rewards import RewardSpec, Spec
-from posttrain.rollout.engine import Engine, Progress
-from posttrain.types import Completion, PosttrainError, Prompt, Sampling, Score
+from posttrain.types import PosttrainError, Prompt, Sampling, Score
 from posttrain.verify.equations import has_step
-
-
-class Judge(Protocol):
-    """`posttrain.rewards.Rewards` built from `judge_specs`: names[0] is strict, names[1] lenient."""
-
-    names: list[str]
-
-    def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Score]: ...
 
 
 def judge_specs(form: str | None, first: Spec) -> list[RewardSpec]:
@@ -36,29 +27,28 @@ def judge_specs(form: str | None, first: Spec) -> list[RewardSpec]:
 
 
 def evaluate(
-    engine: Engine,
+    answerer: Answerer,
     prompts: Sequence[Prompt],
-    encode: Callable[[Prompt], list[int]],
     *,
     form: str | None,
     sampling: Sampling,
     samples: int,
     temperature: float,
     seed: int,
-    judge: Judge,
-    on_progress: Progress | None = None,
+    judge: Scorer,
+    on_progress: OnProgress | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """One greedy completion a prompt and, if `samples` > 0, that many sampled ones at `temperature`.
+    """One greedy answer a prompt and, if `samples` > 0, that many sampled ones at `temperature`.
 
-    Returns the evaluation, and one record a prompt of its greedy completion. The evaluation:
+    judge: `posttrain.rewards.Rewards` of `judge_specs`; names[0] is strict, names[1] lenient.
+    Returns the evaluation, and one record a prompt of its greedy answer. The evaluation:
         "strict", "lenient": {"accuracy", "ci95": [lo, hi], "n"}, greedy
-        "sampled": the same of the sampled completions, strict, with "samples"; None without any
+        "sampled": the same of the sampled answers, strict, with "samples"; None without any
         "form": the strict form
         "length": mean tokens, "steps_share": share with a visible worked step, "truncated": share; greedy
         "failures": {"name: reason": count}, only where a verdict could not be reached
-    An answer without a verdict counts as not right; a prompt that the rule does not apply to is left out.
-
-    Each prompt draws from a seed made of `seed` and its id, so its samples do not depend on its neighbours.
+    An answer that the verifier failed on counts as not right; a prompt that the rule does not apply to is
+    left out, and so is one that leaves no room in the model's context.
     """
     if not prompts:
         raise PosttrainError("there is no held-out prompt to evaluate on: give data.heldout at least one row")
@@ -66,112 +56,80 @@ def evaluate(
         raise ValueError(
             f"a judge needs a strict and a lenient reward with different names, got {judge.names}"
         )
-    tokens = [encode(prompt) for prompt in prompts]
-    seeds = [_seed(seed, prompt.id) for prompt in prompts]
-    total = len(prompts) * (1 + max(0, samples))
+    by_id, total = {prompt.id: prompt for prompt in prompts}, len(prompts) * (1 + max(0, samples))
+    failures: Counter[str] = Counter()
 
-    def generate(n: int, temperature: float, done_before: int) -> list[list[Completion]]:
+    def draw(of_each: int, temperature: float, before: int) -> tuple[list[Answer], list[Score | None]]:
         def report(done: int, _: int) -> None:
             if on_progress is not None:
-                on_progress(done_before + done, total)
+                on_progress(before + done, total)
 
-        return engine.generate(tokens, n, replace(sampling, temperature=temperature), seeds, report)
+        keys = [(prompt.id, k) for prompt in prompts for k in range(of_each)]
+        found: dict[tuple[str, int], Answer] = {}
+        answerer.answer(
+            requests_for(keys, by_id, seed),
+            replace(sampling, temperature=temperature),
+            lambda answer: found.update({answer.key: answer}),
+            report,
+        )
+        answers = [found[key] for key in keys]
+        given = scores(judge, prompts, answers)
+        failures.update(f"request: {answer.error}" for answer in answers if answer.error is not None)
+        failures.update(f"{name}: {why}" for score in given if score for name, why in score.failures.items())
+        return answers, given
 
-    greedy = [group[0] for group in generate(1, 0.0, 0)]
-    scores = _judge(judge, prompts, greedy)
-    strict, lenient = ([_right(score, name) for score in scores] for name in judge.names[:2])
-    failures = Counter(_failures(scores))
+    answers, given = draw(1, 0.0, 0)
+    strict, lenient = (_verdicts(answers, given, name) for name in judge.names[:2])
     sampled = None
     if samples > 0:
-        groups = generate(samples, temperature, len(prompts))
-        owners = [prompt for prompt, group in zip(prompts, groups, strict=True) for _ in group]
-        flat = _judge(judge, owners, [completion for group in groups for completion in group])
-        failures.update(_failures(flat))
-        verdicts = iter([_right(score, judge.names[0]) for score in flat])
-        sampled = of_samples(
-            [[v for v in (next(verdicts) for _ in group) if v is not None] for group in groups]
-        )
+        drawn = _verdicts(*draw(samples, temperature, len(prompts)), judge.names[0])
+        sampled = _accuracy(drawn) | {"samples": sum(one["right"] is not None for one in drawn)}
+    counts = [answer.tokens for answer in answers if answer.tokens is not None]
     evaluation: dict[str, Any] = {
-        "strict": proportion(_applying(strict)),
-        "lenient": proportion(_applying(lenient)),
+        "strict": _accuracy(strict),
+        "lenient": _accuracy(lenient),
         "sampled": sampled,
         "form": form,
-        "length": sum(len(c.tokens) for c in greedy) / len(greedy),
-        "steps_share": sum(has_step(c.text) for c in greedy) / len(greedy),
-        "truncated": sum(c.finish == "length" for c in greedy) / len(greedy),
+        "length": sum(counts) / max(1, len(counts)),
+        "steps_share": sum(has_step(answer.completion) for answer in answers) / len(answers),
+        "truncated": sum(answer.finish == "length" for answer in answers) / len(answers),
     }
     if failures:
         evaluation["failures"] = dict(failures)
-    records = [
-        _record(prompt, completion, score, s, m)
-        for prompt, completion, score, s, m in zip(prompts, greedy, scores, strict, lenient, strict=True)
-    ]
+    records = [_record(*of_one) for of_one in zip(prompts, answers, given, strict, lenient, strict=True)]
     return evaluation, records
 
 
-def of_samples(groups: Sequence[Sequence[bool]]) -> dict[str, Any]:
-    """The sampled verdicts of each question -> {"accuracy", "ci95", "n": questions, "samples": in all}.
-
-    Samples of one question resemble each other: a question counts once, with the share of it that is right.
-    """
-    groups = [group for group in groups if group]
-    found = average([sum(group) / len(group) for group in groups])
-    return {
-        "accuracy": found["value"],
-        "ci95": found["ci95"],
-        "n": found["n"],
-        "samples": sum(map(len, groups)),
-    }
+def _verdicts(answers: Sequence[Answer], given: Sequence[Score | None], name: str) -> list[Verdict]:
+    return [verdict(answer, score, name) for answer, score in zip(answers, given, strict=True)]
 
 
-def _seed(seed: int, prompt_id: str) -> int:
-    digest = hashlib.blake2b(f"{seed}\0{prompt_id}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1  # 63 bits: fits a signed 64-bit seed
-
-
-def _judge(judge: Judge, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Score]:
-    scores: list[Score] = []
-    for at in range(0, len(completions), ROWS):
-        scores += judge.score(prompts[at : at + ROWS], completions[at : at + ROWS])
-    return scores
-
-
-def _right(score: Score, name: str) -> bool | None:
-    """The verdict; False where the rule failed on the row, None where it does not apply to it."""
-    part = score.parts.get(name)
-    if part is None:
-        return False if name in score.failures else None
-    return part > RIGHT
-
-
-def _applying(verdicts: Sequence[bool | None]) -> list[bool]:
-    known = [verdict for verdict in verdicts if verdict is not None]
-    if not known:
+def _accuracy(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """{"accuracy", "ci95", "n": questions}: samples of one question are alike, so that it counts once."""
+    questions = by_question(verdicts)
+    if not questions:
         raise PosttrainError(
             "no held-out prompt can be judged: the reward returned None for every row. "
             "Check that data.answer names the column that holds the answers"
         )
-    return known
-
-
-def _failures(scores: Sequence[Score]) -> list[str]:
-    return [f"{name}: {reason}" for score in scores for name, reason in score.failures.items()]
+    found = average(shares(questions))
+    return {"accuracy": found["value"], "ci95": found["ci95"], "n": found["n"]}
 
 
 def _record(
-    prompt: Prompt, completion: Completion, score: Score, strict: bool | None, lenient: bool | None
+    prompt: Prompt, answer: Answer, score: Score | None, strict: Verdict, lenient: Verdict
 ) -> dict[str, Any]:
     """A line of samples.jsonl, less "step" and "phase", which the caller adds."""
     return {
         "split": "heldout",
         "id": prompt.id,
         "prompt": prompt.question,
-        "completion": completion.text,
+        "completion": answer.completion,
         "answer": prompt.answer,
-        "parts": score.parts,
-        "total": score.total,
-        "finish": completion.finish,
-        "tokens": len(completion.tokens),
-        "strict": strict,
-        "lenient": lenient,
+        "parts": score.parts if score else {},
+        "total": score.total if score else None,
+        "finish": answer.finish,
+        "tokens": answer.tokens,
+        "strict": strict["right"],
+        "lenient": lenient["right"],
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Protocol
 
 from posttrain.harness import same
 from posttrain.harness.answer import Answer
@@ -23,6 +23,15 @@ READS: dict[str, Form] = {
 NO_ANSWER = "no answer found"
 
 Verdict = dict[str, Any]
+
+
+class Scorer(Protocol):
+    """`posttrain.rewards.Rewards`, or what stands in for it."""
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Score]: ...
 
 
 def judge(
@@ -44,52 +53,53 @@ def judge(
     Raises:
         PosttrainError: the verifier cannot be found or loaded.
     """
-    by_id = {prompt.id: prompt for prompt in prompts}
     form: Form | None = verifier.args.get("form", READS.get(verifier.use))
     with ExitStack() as stack:
         rewards = stack.enter_context(Rewards([verifier], deadline, workers))
         compare = stack.enter_context(Rewards([same.SPEC], deadline))
-        asked = [by_id[answer.id] for answer in answers]
-        scores = _scores(rewards, asked, answers, on_progress)
-        verdicts = [_verdict(*pair, form) for pair in zip(answers, scores, strict=True)]
+        found = scores(rewards, prompts, answers, on_progress)
+        verdicts = [verdict(*pair, rewards.names[0], form) for pair in zip(answers, found, strict=True)]
         _number(verdicts, compare)
         if picks is not None:
             scorer = stack.enter_context(Rewards([picks], deadline, workers))
-            for verdict, score in zip(verdicts, _scores(scorer, asked, answers), strict=True):
-                verdict["score"] = None if score is None else score.total
+            for made, score in zip(verdicts, scores(scorer, prompts, answers), strict=True):
+                made["score"] = None if score is None else score.total
     return verdicts
 
 
-def _scores(
-    rewards: Rewards,
+def scores(
+    rewards: Scorer,
     prompts: Sequence[Prompt],
     answers: Sequence[Answer],
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Score | None]:
-    """A score an answer; None for a failed request."""
+    """A score an answer, in their order, each to one of `prompts`; None for a failed request."""
+    by_id = {prompt.id: prompt for prompt in prompts}
     found: list[Score | None] = []
     for at in range(0, len(answers), ROWS):
         owners, written, part = [], [], answers[at : at + ROWS]
-        for prompt, answer in zip(prompts[at : at + ROWS], part, strict=True):
+        for answer in part:
             if answer.finish != "error":
-                # Rewards that count tokens get none here: a server does not say which they were.
-                written.append(Completion([], [], answer.finish, answer.completion))
-                owners.append(prompt)
-        scores = iter(rewards.score(owners, written))
-        found += [None if answer.finish == "error" else next(scores) for answer in part]
+                # Rewards that count tokens can: how many there were is known, not which.
+                ids = [0] * (answer.tokens or 0)
+                written.append(Completion(ids, [], answer.finish, answer.completion))
+                owners.append(by_id[answer.id])
+        given = iter(rewards.score(owners, written))
+        found += [None if answer.finish == "error" else next(given) for answer in part]
         if on_progress is not None:
             on_progress(len(found), len(answers))
     return found
 
 
-def _verdict(answer: Answer, score: Score | None, form: Form | None) -> Verdict:
+def verdict(answer: Answer, score: Score | None, name: str, form: Form | None = None) -> Verdict:
+    """What the reward `name` says of an answer, as `judge` gives it; without a form nothing is extracted."""
     made: Verdict = {
         "id": answer.id, "sample": answer.sample, "value": None, "right": None, "extracted": None,
         "span": None, "failure": None, "group": None,
     }  # fmt: skip
     if score is None:
         return made | {"failure": f"request failed: {answer.error}"}
-    (value,), failed = score.parts.values(), next(iter(score.failures.values()), None)
+    value, failed = score.parts[name], score.failures.get(name)
     found = locate(answer.completion, form) if form else None
     if found is not None:
         made |= {"extracted": found.answer, "span": [found.start, found.end]}

@@ -26,7 +26,9 @@ class NativeAnswerer:
     """Any engine of posttrain.rollout as an answerer.
 
     Args:
-        context: most tokens that the model takes, prompt and completion together; None: not known.
+        steady: no answer depends on what is answered beside it (posttrain.rollout.steady). Without, rounding
+            differs with the batch, so that a run that goes on after a kill may draw other samples.
+        rows: most samples decoded at once by a steady engine.
         about: what `describe` says.
     """
 
@@ -34,10 +36,14 @@ class NativeAnswerer:
         self,
         engine: Engine,
         encode: Callable[[Prompt], list[int]],
-        context: int | None = None,
+        *,
+        steady: bool = True,
+        rows: int = 64,
         about: dict[str, Any] | None = None,
     ):
-        self.engine, self.encode, self.context, self.about = engine, encode, context, about or {}
+        if steady and isinstance(engine, NativeEngine):
+            engine = SteadyEngine.of(engine, rows)
+        self.engine, self.encode, self.about = engine, encode, about or {}
 
     def describe(self) -> dict[str, Any]:
         return dict(self.about)
@@ -59,14 +65,16 @@ class NativeAnswerer:
         for request in requests:
             tokens = self.encode(request.prompt)
             room = sampling.max_tokens
-            if self.context is not None:
-                room = min(room, self.context - len(tokens))
+            if self.engine.context is not None:
+                room = min(room, self.engine.context - len(tokens))
             if room > 0:
                 by_room.setdefault(room, []).append((request, tokens))
             else:
                 done += 1
                 on_answer(
-                    failed(request, f"the prompt has {len(tokens)} tokens, the model takes {self.context}")
+                    failed(
+                        request, f"the prompt has {len(tokens)} tokens, the model takes {self.engine.context}"
+                    )
                 )
         for room, some in sorted(by_room.items(), reverse=True):
             some.sort(key=lambda pair: len(pair[1]))
@@ -94,12 +102,7 @@ def _answer(request: Request, completion: Completion) -> Answer:
 
 
 def native(model: Model, *, rows: int = 64, steady: bool = True) -> NativeAnswerer:
-    """Load a model to answer with.
-
-    Args:
-        rows: most samples decoded at once.
-        steady: no answer depends on what is answered beside it (posttrain.rollout.steady). Without, rounding
-            differs with the batch, so that a run that goes on after a kill may draw other samples.
+    """Load a model to answer with; rows and steady as `NativeAnswerer` takes them.
 
     Raises:
         PosttrainError: no such model.
@@ -117,10 +120,17 @@ def native(model: Model, *, rows: int = 64, steady: bool = True) -> NativeAnswer
         "steady": steady or not policy.packed,
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }
-    if not policy.packed:  # transformers' own generation, a prompt at a time
-        engine: Engine = PlainEngine(policy.model, tokenizer, dtype)
-    else:
-        made = SteadyEngine if steady else NativeEngine
-        engine = made(policy.model, tokenizer, dtype, rows, policy.layers)
-    context = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
-    return NativeAnswerer(engine, models.encoder(loaded, tokenizer), context, about)
+    return NativeAnswerer(
+        engine_for(policy, tokenizer, dtype, rows),
+        models.encoder(loaded, tokenizer),
+        steady=steady,
+        rows=rows,
+        about=about,
+    )
+
+
+def engine_for(policy: Policy, tokenizer: Any, dtype: torch.dtype, rows: int = 128) -> Engine:
+    """The native engine; transformers' own generation for a model that packed groups cannot serve."""
+    if not policy.packed:
+        return PlainEngine(policy.model, tokenizer, dtype)
+    return NativeEngine(policy.model, tokenizer, dtype, rows, policy.layers)

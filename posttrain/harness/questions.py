@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
-from posttrain.data import RESERVED, as_text, column_of, question_key
+from posttrain.data import RESERVED, as_text, column_of, ids_of, question_key
 from posttrain.harness.task import Choices, Task
 from posttrain.recipe import FILES, GENERATOR, HUB, Source, columns_in, fill
 from posttrain.sources import Row, read_rows
@@ -52,7 +52,7 @@ def load_prompts(task: Task, data: str | None = None, limit: int | None = None) 
     prompts: list[Prompt] = []
     seen: set[str] = set()
     repeated = dropped = 0
-    for id, row in zip(_ids(rows, task.id), rows, strict=True):
+    for id, row in zip(ids_of(rows, task.id), rows, strict=True):
         if len(prompts) == limit:
             break
         at = f"{task.name}, row {id}"
@@ -131,12 +131,6 @@ def _read(task: Task, source: Source, instead: str | None) -> list[Row]:
     if isinstance(answer, Exception):
         raise answer
     return answer
-
-
-def _ids(rows: Sequence[Row], column: str) -> list[str]:
-    ids = [as_text(row.get(column)) or "" for row in rows]
-    known = all(ids) and len(set(ids)) == len(ids)
-    return ids if known else [str(number) for number in range(len(rows))]
 
 
 def _wanted(task: Task, row: Row, at: str) -> bool:

@@ -15,6 +15,9 @@ OnGroup = Callable[[int, list[Completion]], None]  # (which prompt, all of its c
 
 
 class Engine(Protocol):
+    context: int | None
+    """Most tokens that the model takes, prompt and completion together; None: not known."""
+
     def generate(
         self,
         prompts: Sequence[list[int]],

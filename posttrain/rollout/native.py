@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from posttrain import decoder
 from posttrain.attention import DecodeLayout, KVCache, PackedLayout
-from posttrain.models import end_tokens
+from posttrain.models import context_of, end_tokens
 from posttrain.rollout.engine import OnGroup, Progress
 from posttrain.rollout.forward import Forward, Layers, Modules
 from posttrain.rollout.sampling import draw
@@ -42,6 +42,7 @@ class NativeEngine:
         """
         self.tokenizer = tokenizer
         self.device, self.dtype = policy.device, dtype
+        self.context = context_of(policy)
         self.ends = torch.tensor(end_tokens(policy, tokenizer), device=policy.device)
         self.rows = rows
         with torch.no_grad():

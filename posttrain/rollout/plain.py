@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from posttrain.models import end_tokens, frozen_copy
+from posttrain.models import context_of, end_tokens, frozen_copy
 from posttrain.multimodal import banned, joined, shown
 from posttrain.rollout.engine import OnGroup, Progress
 from posttrain.types import Completion, Sampling
@@ -21,6 +21,7 @@ class PlainEngine:
     def __init__(self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype):
         self.tokenizer = tokenizer
         self.ends = end_tokens(policy, tokenizer)
+        self.context = context_of(policy)
         self.model = frozen_copy(policy, dtype)
 
     def rest(self) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from posttrain import data, models
 from posttrain.evaluate.report import write_report
+from posttrain.harness.native import NativeAnswerer
 from posttrain.kinds import Eval
 from posttrain.past import rewind
 from posttrain.session import HeldOut, Session, answering
@@ -23,7 +24,8 @@ def run(stage: Eval, past: dict[str, Any] | None, stop: Stop) -> None:
         if session.main:
             rewind(session.folder, {})
         evaluator = HeldOut(session, stage, heldout)
-        session.result["after"] = evaluator(*answering(session, stage.model), 0, "after")
+        answerer = NativeAnswerer(*answering(session, stage.model))
+        session.result["after"] = evaluator(answerer, 0, "after")
         session.write_result()
         if session.main:
             write_report(session.folder)

@@ -14,11 +14,12 @@ from transformers import PreTrainedModel
 from posttrain import data, models
 from posttrain.evaluate.report import write_report
 from posttrain.files import append
+from posttrain.harness.native import NativeAnswerer, engine_for
 from posttrain.past import lengths, rewind, with_inputs
 from posttrain.profile import Profile, one_step
 from posttrain.recipe import Recipe
 from posttrain.rewards import Rewards
-from posttrain.session import HeldOut, Session, check_trackers, engine_for, load
+from posttrain.session import HeldOut, Session, check_trackers, load
 from posttrain.stop import Stop, Stopped
 from posttrain.train import checkpoint
 from posttrain.train.grpo import GRPO, State
@@ -75,12 +76,11 @@ class _Run:
         optimizer = adamw(model, recipe.train.learning_rate, recipe.train.weight_decay, recipe.train.rates)
         if saved:
             checkpoint.load_optimizer(saved, optimizer)
-        self.engine, self.encode = (
-            engine_for(policy, self.tokenizer, session.dtype),
-            models.encoder(model, self.tokenizer),
-        )
+        engine = engine_for(policy, self.tokenizer, session.dtype)
+        encode = models.encoder(model, self.tokenizer)
+        self.answerer = NativeAnswerer(engine, encode)
         if recipe.evaluate.before and "before" not in session.result:
-            session.result["before"] = self.heldout(self.engine, self.encode, 0, "before")
+            session.result["before"] = self.heldout(self.answerer, 0, "before")
             session.result["records"] = lengths(self.folder)
             self._write_result(State())
         prepared, prepared_optimizer = accelerator.prepare(policy, optimizer)
@@ -90,10 +90,10 @@ class _Run:
             policy=prepared,
             reference=reference,
             optimizer=prepared_optimizer,
-            engine=self.engine,
+            engine=engine,
             rewards=self.rewards,
             prompts=prompts,
-            encode=self.encode,
+            encode=encode,
             state=state,
             watch=session.watch,
         )
@@ -124,7 +124,7 @@ class _Run:
                 if any(gather([session.stop.asked])):
                     raise Stopped(session.stop.signal)
             save()
-            after = self.heldout(self.engine, self.encode, state.step, "after")
+            after = self.heldout(self.answerer, state.step, "after")
             if session.main:
                 session.watch("saving")
                 models.save(model, self.tokenizer, self.folder / "model")
@@ -148,7 +148,7 @@ class _Run:
         step, every = metrics["step"], self.recipe.evaluate.every
         try:
             if every and step % every == 0 and step < self.recipe.train.steps:
-                metrics["heldout"] = self.heldout(self.engine, self.encode, step)
+                metrics["heldout"] = self.heldout(self.answerer, step)
         finally:  # stopped in the evaluation, the step is saved: its record must not be missing
             self.session.record(metrics)
             if self.session.main:

@@ -12,9 +12,10 @@ from typing import Any
 from posttrain import data, models
 from posttrain.evaluate.report import write_report
 from posttrain.files import replace_text
+from posttrain.harness.native import NativeAnswerer, engine_for
 from posttrain.kinds import Sft
 from posttrain.past import forget_updates, lengths, rewind, with_inputs
-from posttrain.session import HeldOut, Session, answering, check_trackers, engine_for, load
+from posttrain.session import HeldOut, Session, answering, check_trackers, load
 from posttrain.stop import Stop, Stopped
 from posttrain.train.logprobs import Policy
 from posttrain.train.sft import found, newest, sft
@@ -48,7 +49,9 @@ def _go(stage: Sft, session: Session, rows: list[Example], heldout: HeldOut) -> 
         if session.main:
             rewind(folder, {})
         if stage.evaluate.before:
-            result["before"] = heldout(*answering(session, stage.model), 0, "before")
+            answerer = NativeAnswerer(*answering(session, stage.model))
+            result["before"] = heldout(answerer, 0, "before")
+            del answerer  # and its model, before the next is loaded
         result["records"] = lengths(folder)
         session.write_result()
     session.watch("loading the model")
@@ -86,8 +89,8 @@ def _go(stage: Sft, session: Session, rows: list[Example], heldout: HeldOut) -> 
         raise Stopped(session.stop.signal)
     policy = Policy(model.to(session.accelerator.device))
     result["steps"] = _step(found(checkpoints)[-1])
-    engine, encode = engine_for(policy, tokenizer, session.dtype), models.encoder(model, tokenizer)
-    after = heldout(engine, encode, result["steps"], "after")
+    answerer = NativeAnswerer(engine_for(policy, tokenizer, session.dtype), models.encoder(model, tokenizer))
+    after = heldout(answerer, result["steps"], "after")
     if session.main:
         session.watch("saving")
         models.save(model, tokenizer, folder / "model")

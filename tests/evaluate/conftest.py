@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from posttrain.evaluate.harness import of_samples
 from posttrain.evaluate.metrics import proportion
+from posttrain.harness.intervals import average
 from posttrain.plan import Planned, begin, finish, plan
 from posttrain.stages import dump, load_stages
 
@@ -27,7 +27,8 @@ def _evaluation(
     sampled = None
     if samples:
         levels = [min(1.0, rng.betavariate(0.6, 0.6 / max(accuracy, 0.05) - 0.5)) for _ in range(256)]
-        sampled = of_samples([[rng.random() < p for _ in range(samples)] for p in levels])
+        found = average([sum(rng.random() < p for _ in range(samples)) / samples for p in levels])
+        sampled = {"accuracy": found["value"], "ci95": found["ci95"], "n": 256, "samples": 256 * samples}
     return {
         "strict": proportion(verdicts),
         "lenient": proportion(lenient),

@@ -1,11 +1,12 @@
-"""The harness with a made-up engine, and the real rewards process as its judge."""
+"""The held-out evaluation of a made-up model, and the real rewards process as its judge."""
 
 import pytest
 
 from posttrain.evaluate.harness import evaluate, judge_specs
 from posttrain.evaluate.metrics import wilson
+from posttrain.harness.answer import Answer, failed, seed_of
 from posttrain.rewards import Rewards, RewardSpec
-from posttrain.types import Completion, PosttrainError, Prompt, Sampling, Score
+from posttrain.types import PosttrainError, Prompt, Sampling, Score
 
 GREEDY = [
     "So 2 + 3 = 5.\nThe answer is: 5",  # right in both ways, with a step
@@ -16,32 +17,29 @@ GREEDY = [
 PROMPTS = [Prompt(f"p{i}", f"q{i}", answer) for i, answer in enumerate(["5", "7", "8", "1"])]
 
 
-class Engine:
-    """Writes GREEDY at temperature 0; sampled, right once for the first prompt and never for the others."""
+class Model:
+    """Answers GREEDY at temperature 0; sampled, right once for the first prompt and never for the others."""
 
     def __init__(self, greedy=GREEDY):
         self.greedy, self.calls = greedy, []
 
-    def generate(self, prompts, n, sampling, seeds, on_progress=None, on_group=None):
-        self.calls.append((prompts, n, sampling, list(seeds)))
-        groups = []
-        for i, _ in enumerate(prompts):
+    def answer(self, requests, sampling, on_answer, on_progress=None):
+        self.calls.append((requests, sampling))
+        for done, request in enumerate(requests, 1):
+            i = int(request.id[1:])
+            text = f"The answer is: {5 if i == request.sample == 0 else 1000}"
             if sampling.temperature == 0:
-                texts = [self.greedy[i]]
-            else:
-                texts = [f"The answer is: {5 if i == j == 0 else 1000}" for j in range(n)]
-            groups.append(
-                [Completion([1] * (i + 1), [0.0] * (i + 1), "length" if i == 3 else "stop", t) for t in texts]
-            )
+                text = self.greedy[i]
+            finish = "length" if i == 3 else "stop"
+            on_answer(Answer(request.id, request.sample, text, i + 1, finish))
             if on_progress:
-                on_progress((i + 1) * n, len(prompts) * n)
-        return groups
+                on_progress(done, len(requests))
 
-    def sync(self, policy):
-        raise AssertionError("evaluation must not touch the weights")
+    def describe(self):
+        return {}
 
-    def rest(self):
-        raise AssertionError("evaluation must not touch the weights")
+    def close(self):
+        raise AssertionError("the policy's memory is the loop's to give back")
 
 
 class Judge:
@@ -55,7 +53,7 @@ class Judge:
         return taken
 
 
-def run(judge, engine=None, prompts=PROMPTS, **options):
+def run(judge, model=None, prompts=PROMPTS, **options):
     settings = {
         "form": "the_answer_is",
         "samples": 0,
@@ -63,7 +61,7 @@ def run(judge, engine=None, prompts=PROMPTS, **options):
         "seed": 0,
         "sampling": Sampling(32),
     }
-    return evaluate(engine or Engine(), prompts, lambda p: [1, 2], judge=judge, **{**settings, **options})
+    return evaluate(model or Model(), prompts, judge=judge, **{**settings, **options})
 
 
 @pytest.fixture(scope="module")
@@ -95,25 +93,26 @@ def test_strict_lenient_and_shape_of_the_completions(judge):
 
 
 def test_sampled_is_strict_and_clustered_by_question(judge):
-    engine = Engine()
-    evaluation, records = run(judge, engine, samples=4, temperature=0.7, sampling=Sampling(32, top_p=0.9))
+    model = Model()
+    evaluation, records = run(judge, model, samples=4, temperature=0.7, sampling=Sampling(32, top_p=0.9))
     assert evaluation["sampled"]["accuracy"] == 1 / 16
     assert evaluation["sampled"]["n"] == 4
     assert evaluation["sampled"]["samples"] == 16
     assert len(records) == 4
-    (_, n1, greedy, seeds1), (_, n2, sampled, seeds2) = engine.calls
-    assert (n1, n2) == (1, 4)
+    (once, greedy), (drawn, sampled) = model.calls
+    assert [request.key for request in once] == [(f"p{i}", 0) for i in range(4)]
+    assert [request.key for request in drawn] == [(f"p{i}", k) for i in range(4) for k in range(4)]
     assert greedy.temperature == 0
     assert sampled == Sampling(32, temperature=0.7, top_p=0.9)
-    assert seeds1 == seeds2
+    assert all(request.seed == seed_of(0, *request.key) for request in drawn)
 
 
 def test_seeds_belong_to_prompts_not_to_places(judge):
-    engine = Engine()
-    run(judge, engine)
-    run(judge, engine, prompts=PROMPTS[::-1], seed=0)
-    run(judge, engine, seed=1)
-    first, turned, other = (call[3] for call in engine.calls)
+    model = Model()
+    run(judge, model)
+    run(judge, model, prompts=PROMPTS[::-1], seed=0)
+    run(judge, model, seed=1)
+    first, turned, other = ([request.seed for request in call[0]] for call in model.calls)
     assert first == turned[::-1]
     assert len(set(first)) == 4
     assert not set(first) & set(other)
@@ -123,7 +122,7 @@ def test_seeds_belong_to_prompts_not_to_places(judge):
 def test_progress_counts_greedy_and_sampled_together(judge):
     seen = []
     run(judge, samples=2, on_progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(1, 12), (2, 12), (3, 12), (4, 12), (6, 12), (8, 12), (10, 12), (12, 12)]
+    assert seen == [(done, 12) for done in range(1, 13)]
 
 
 def test_a_progress_callback_may_stop_the_evaluation(judge):
@@ -142,6 +141,25 @@ def test_a_failed_verdict_counts_as_wrong_and_is_reported():
     assert evaluation["failures"] == {"a: took longer than 10 s": 3}
     assert records[1]["strict"] is False
     assert records[1]["total"] is None
+
+
+def test_a_prompt_that_no_answer_fits_behind_is_left_out_and_reported(judge):
+    class Short(Model):
+        def answer(self, requests, sampling, on_answer, on_progress=None):
+            super().answer(requests[1:], sampling, on_answer, on_progress)
+            on_answer(failed(requests[0], "the prompt has 9 tokens"))
+
+    evaluation, records = run(judge, Short())
+    assert evaluation["strict"]["n"] == 3 and evaluation["length"] == 3.0
+    assert evaluation["failures"] == {"request: the prompt has 9 tokens": 1}
+    assert (records[0]["strict"], records[0]["finish"], records[0]["tokens"]) == (None, "error", None)
+
+
+def test_rewards_that_count_tokens_can():
+    long = RewardSpec("overlong", 1.0, {"max_tokens": 3, "buffer": 1})
+    with Rewards(judge_specs(None, long)) as counting:
+        _, records = run(counting, form=None)
+    assert [record["parts"]["overlong"] for record in records] == [0.0, 0.0, -1.0, -1.0]
 
 
 def test_a_rule_that_does_not_apply_leaves_the_prompt_out():
@@ -166,7 +184,7 @@ def test_without_a_form_the_first_reward_decides():
 
 def test_odd_model_text_gets_a_verdict(judge):
     greedy = ["٥", "The answer is: 7\ud800\x00", "9" * 5000 + "^" * 200, "<answer>" * 500]
-    evaluation, _ = run(judge, Engine(greedy))
+    evaluation, _ = run(judge, Model(greedy))
     assert evaluation["strict"]["n"] == 4
 
 
