@@ -164,8 +164,8 @@ def usual(config: PreTrainedConfig) -> tuple[Pixel, Pixel]:
 
 def without_pooler(config: PreTrainedConfig) -> dict[str, bool]:
     """What to give to the class of a configuration for a model that ends at its tokens."""
-    if hasattr(config, "vision_use_head"):
-        config.vision_use_head = False
+    if config.model_type == "siglip_vision_model":
+        config.vision_use_head = False  # no field of the class, and yet read
     return (
         {"add_pooling_layer": False} if _takes(image_model(config), "add_pooling_layer", "__init__") else {}
     )
