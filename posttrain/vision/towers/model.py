@@ -45,7 +45,7 @@ class TowerModel(PreTrainedModel):
     config_class = TowerConfig
     config: TowerConfig
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
     supports_gradient_checkpointing = True
     # What attends inside of a tower is its own affair: the outer model may use any.
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True

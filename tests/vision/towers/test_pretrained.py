@@ -30,6 +30,8 @@ from transformers import (
     LevitModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MobileViTConfig,
+    MobileViTModel,
     PreTrainedModel,
     Siglip2VisionConfig,
     Siglip2VisionModel,
@@ -75,6 +77,7 @@ FAMILIES: dict[str, tuple[Callable[[], PreTrainedModel], str, int, int]] = {
     "dinov3": (lambda: DINOv3ViTModel(DINOv3ViTConfig(**VIT, num_register_tokens=3)), "", 4, 8),
     "dinov3 convnext": (lambda: DINOv3ConvNextModel(DINOv3ConvNextConfig(**STAGES)), "", 1, 32),
     "convnext": (lambda: ConvNextModel(ConvNextConfig(**STAGES)), "", 0, 32),
+    "mobilevit": (lambda: MobileViTModel(MobileViTConfig(image_size=64)), "", 0, 32),
     "siglip vision": (lambda: SiglipVisionModel(SiglipVisionConfig(**VIT)), "", 0, 8),
     "siglip": (
         lambda: SiglipModel(SiglipConfig(vision_config=VIT, text_config=TEXT)),
@@ -143,7 +146,11 @@ def test_tokens_are_the_models_own(family: str, tmp_path: Path) -> None:
 
 def test_a_mae_keeps_its_patches_in_order(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    small = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+    small: dict[str, Any] = {
+        "decoder_hidden_size": 16,
+        "decoder_num_hidden_layers": 1,
+        "decoder_num_attention_heads": 2,
+    }
     model: Any = loud(ViTMAEForPreTraining(ViTMAEConfig(**VIT, **small, decoder_intermediate_size=16)))
     model.save_pretrained(tmp_path)
     opened: Any = open_tower(str(tmp_path))
