@@ -37,7 +37,7 @@ def build(
     for stage, count in enumerate(heads):
         if width * 2**stage % count:
             raise PosttrainError(
-                f"tower swin: stage {stage + 1} is {width * 2**stage} wide, not a multiple of its {count} heads"
+                f"tower swin: stage {stage + 1}: width {width * 2**stage} is no multiple of {count} heads"
             )
     if image_size < window * stride:
         raise PosttrainError(
