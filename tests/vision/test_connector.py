@@ -219,7 +219,7 @@ def test_heads_divide_the_width(width: int, heads: int) -> None:
         ),
         ("pixel_shuffle", 3, (3, 5), "it can make 15; the nearest is 15"),
         ("merge", 17, (4, 4), "merge cannot make 17 tokens; it can make 1 to 16; the nearest is 16"),
-        ("merge", 0, (4, 4), "the nearest is 1"),
+        ("merge", 0, (3, 3), "it can make 1 to 9; the nearest is 1"),
         ("merge", None, (4, 4), "a merge connector needs to know how many tokens; it can make 1 to 16"),
         ("resampler", 0, (4, 4), "resampler cannot make 0 tokens; it can make 1 or more; the nearest is 1"),
         ("resampler", None, (4, 4), "a resampler connector needs to know how many tokens"),

@@ -88,6 +88,12 @@ def test_identical_tokens_merge_in_order_and_keep_their_value() -> None:
     check(tokens, 3)
 
 
+def test_of_many_ties_the_first_are_taken() -> None:
+    _, sizes, member = check(torch.ones(1, 300, 4), 280)
+    together = (member[0] == 0).nonzero().flatten().tolist()
+    assert together == sorted([*range(0, 40, 2), 1]) and (sizes[0, 1:] == 1).all()
+
+
 def test_groups_of_equal_tokens_are_found() -> None:
     kinds = torch.tensor([0, 0, 1, 1, 2, 2])
     merged, sizes, member = check(torch.eye(3)[kinds][None], 3)
