@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-NEAR = 1e-6  # a bin's edge this near to a cell's border, in cells, lies on it: k thirds of 7 need not be 7
+NEAR = 1e-6  # a bin's edge this near to a cell's border, in cells, lies on it, however it was rounded
 
 
 def psroi_pool(maps: Tensor, boxes: Tensor | Sequence[Tensor], k: int, stride: float = 1.0) -> Tensor:
