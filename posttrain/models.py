@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from posttrain.files import written_aside
-from posttrain.types import Message, PosttrainError
+from posttrain.types import Message, PosttrainError, pictures_in
 from posttrain.words import did_you_mean
 
 log = logging.getLogger(__name__)
@@ -206,10 +206,12 @@ def encode(tokenizer: PreTrainedTokenizerFast, content: str | list[Message]) -> 
     """A prompt's token ids: raw text as it is, messages through the chat template.
 
     Raises:
-        PosttrainError: messages for a model without a chat template, or a prompt of no tokens.
+        PosttrainError: messages for a model without a chat template or with pictures, or no tokens.
     """
     if isinstance(content, str):
         ids: Any = tokenizer.encode(content)
+    elif any(pictures_in(content)):
+        raise PosttrainError("a prompt has pictures, and this model reads words alone; choose one that sees")
     elif tokenizer.chat_template is None:
         raise PosttrainError("the model has no chat template; set data.chat: false to continue raw text")
     else:
