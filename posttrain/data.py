@@ -74,7 +74,7 @@ def _example(data: Data, row: Row, where: str, source: Source, completion: str) 
         return {"messages": messages}, {question_key(whole.question, whole.pictures)} | _turns(whole)
     if not data.chat and all(isinstance(row.get(key), str) for key in ("prompt", "completion")):
         texts: Row = {key: _cell(row, key, where, "data") for key in ("prompt", "completion")}
-        pictures = _pictures(row, _columns(data, source), where, source)
+        pictures = pictures_of(row, _columns(data, source), where, source)
         texts["prompt"] = (
             image_parts.in_text(texts["prompt"], pictures, where) if pictures else texts["prompt"]
         )
@@ -180,7 +180,7 @@ def _prompt(data: Data, row: Row, id: str, where: str, source: Source) -> Prompt
     else:
         template, images = source.prompt or data.prompt, _columns(data, source)
         content = fill(template, _cells(data, row, template, where, "data.prompt"))
-        pictures = _pictures(row, images, where, source)
+        pictures = pictures_of(row, images, where, source)
         hidden = {*images}
         if data.chat:
             system: list[Message] = [{"role": "system", "content": data.system}] if data.system else []
@@ -204,7 +204,7 @@ def _ready(
     elif image_parts.has_pictures(messages):
         images = ()
     if images or image_parts.has_pictures(messages):
-        pictures = _pictures(row, images, where, source)
+        pictures = pictures_of(row, images, where, source)
         messages = image_parts.in_messages(messages, pictures, where)
     return messages, images
 
@@ -214,8 +214,11 @@ def _columns(data: Data, source: Source) -> tuple[str, ...]:
     return data.images if source.images is None else source.images
 
 
-def _pictures(row: Row, images: Sequence[str], where: str, source: Source) -> list[Picture]:
-    cells = [(name, column_of(row, name, where, "data.images")) for name in images]
+def pictures_of(
+    row: Row, images: Sequence[str], where: str, source: Source, key: str = "data.images"
+) -> list[Picture]:
+    """The pictures of a row's columns, in order. PosttrainError names the row and what is wrong with it."""
+    cells = [(name, column_of(row, name, where, key)) for name in images]
     folder = folder_of(source)
     return [
         picture

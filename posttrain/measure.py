@@ -33,10 +33,11 @@ from posttrain.harness.judge import Verdict, judge
 from posttrain.harness.questions import load_prompts, provenance
 from posttrain.harness.records import Answers, read_answers, read_whole, write_whole
 from posttrain.harness.task import Task, cut, load_task, template_hash
+from posttrain.image_parts import read_messages, with_images
 from posttrain.machine import machine
 from posttrain.past import held
 from posttrain.stop import Stop, Stopped
-from posttrain.types import PosttrainError, Prompt, Sampling
+from posttrain.types import Picture, PosttrainError, Prompt, Sampling
 
 VERSIONS = ("posttrain", "torch", "transformers", "math-verify", "reasoning-gym")
 SIZES = ("0.01", "0.02", "0.05")  # differences for which a comparison says how many questions they need
@@ -187,14 +188,23 @@ def _ask_for(task: Task, prompts: Sequence[Prompt], asked: Asked, folder: Path) 
 
 def _row(prompt: Prompt) -> dict[str, Any]:
     return {
-        "id": prompt.id, "question": prompt.question, "content": prompt.content, "answer": prompt.answer,
-        "columns": prompt.columns,
+        "id": prompt.id, "question": prompt.question,
+        "content": with_images(prompt.content, lambda picture: picture.cell), "answer": prompt.answer,
+        "columns": prompt.columns, "images": [picture.cell for picture in prompt.beside],
     }  # fmt: skip
 
 
 def _prompts(folder: Path) -> list[Prompt]:
     rows = read_whole(folder / "rows.jsonl")
-    return [Prompt(row["id"], row["content"], row["answer"], row["columns"]) for row in rows]
+    return [_read(row, f"{folder / 'rows.jsonl'}, question {row['id']}") for row in rows]
+
+
+def _read(row: dict[str, Any], where: str) -> Prompt:
+    content = row["content"]
+    if isinstance(content, list):
+        content = read_messages(content, where, None)
+    beside = tuple(Picture.of(cell, where) for cell in row.get("images", ()))  # older ones have none
+    return Prompt(row["id"], content, row["answer"], row["columns"], beside)
 
 
 def _answer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
@@ -16,16 +17,17 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
-from posttrain import models
+from posttrain import data, models
 from posttrain.kinds import Keep
-from posttrain.recipe import Reward
+from posttrain.recipe import Data, Reward
 from posttrain.recipe import Sampling as Settings
 from posttrain.rejection import SCORED, SHARD, draw, select
 from posttrain.rewards import Rewards
 from posttrain.rollout.native import NativeEngine
 from posttrain.train.background import Watch
-from posttrain.types import Completion, PosttrainError, Prompt, Sampling, Score
+from posttrain.types import Completion, Message, Picture, PosttrainError, Prompt, Sampling, Score
 
 SETTINGS = Settings(completions=4, max_tokens=12)
 REWARD = (
@@ -96,6 +98,39 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def png(color: str) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (2, 2), color).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_pictures_come_back_with_the_rows(chat: bool, tmp_path: Path) -> None:
+    (tmp_path / "red.png").write_bytes(png("red"))
+    pictures = Picture.of("red.png", "", tmp_path), Picture(png("blue"))
+    prompts = []
+    for picture in pictures:
+        parts: Any = [{"type": "image", "image": picture}, {"type": "text", "text": "Which?"}]
+        content = [Message(role="user", content=parts)] if chat else "<image>Which?"
+        prompts.append(Prompt("", content, "x", {}, () if chat else (picture,)))
+    folder = drawn_by(tmp_path / "out", Rules(), prompts=prompts)
+    counts = select(folder, Keep(each=1), 0, {})
+    assert counts["kept"] == 2, "the same words about two pictures are two prompts"
+    (tmp_path / "heldout.jsonl").write_text('{"question": "?", "answer": "x", "images": null}\n')
+    sources = {
+        "train": {"source": str(folder / "rows.jsonl")},
+        "heldout": {"source": str(tmp_path / "heldout.jsonl")},
+    }
+    read = Data.model_validate({**sources, "images": ["images"], "chat": chat})
+    examples, _ = data.examples(read, "{completion}")
+    found = [one["prompt"][0]["content"][0]["image"] if chat else one["images"][0] for one in examples]
+    assert [picture.digest for picture in found] == [picture.digest for picture in pictures]
+    assert found[0].path == str(tmp_path / "red.png")
+    if chat:
+        prompts_again, _ = data.load(read)
+        assert [prompt.pictures[0].digest for prompt in prompts_again] == [p.digest for p in pictures]
 
 
 # --- drawing, with a real engine and a real reward in its process

@@ -12,7 +12,7 @@ import pytest
 
 from posttrain import rewards as module
 from posttrain.rewards import Rewards, RewardSpec
-from posttrain.types import Completion, PosttrainError, Prompt, Score
+from posttrain.types import Completion, Picture, PosttrainError, Prompt, Score
 
 BAD = '''
 """Rewards that misbehave on the completion "bad" and give 1.0 for all others."""
@@ -539,3 +539,26 @@ def test_throughput(tmp_path):
             times.append(time.perf_counter() - start)
     assert all(s.total == 1.0 for s in scores)
     assert min(times) < 0.05  # about 4 ms on an idle core
+
+
+def test_pictures_arrive_as_digests_and_part_the_groups(tmp_path):
+    see = (
+        "def see(completions, prompts):\n    return [float(len(set(map(str, prompts))))] * len(completions)\n"
+    )
+    (tmp_path / "see.py").write_text(see)
+    (tmp_path / "told.py").write_text(
+        "def told(completions, prompts, digest, **columns):\n"
+        "    assert not columns.keys() - {'answer', 'completion_ids', 'log_extra', 'log_metric'}, columns\n"
+        "    parts = [prompt[0]['content'][0] for prompt in prompts]\n"
+        "    return [float(p == {'type': 'image', 'image': d}) for p, d in zip(parts, digest)]\n"
+    )
+    prompts = []
+    for picture in (Picture(b"one"), Picture(b"other")):
+        parts: list = [{"type": "image", "image": picture}, {"type": "text", "text": "Which?"}]
+        content: list = [{"role": "user", "content": parts}]
+        prompts += [Prompt("a", content, "4", {"digest": picture.digest})] * 2
+    completions = [Completion([1], [0.0], "stop", "4")] * 4
+    with Rewards([RewardSpec("see.py"), RewardSpec("told.py")], folder=tmp_path) as one:
+        assert [score.parts for score in one.score(prompts, completions)] == [{"see": 2.0, "told": 1.0}] * 4
+    with Rewards([RewardSpec("see.py")], workers=2, folder=tmp_path) as two:
+        assert [score.total for score in two.score(prompts, completions)] == [1.0] * 4, "a group a worker"

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
-from posttrain.data import RESERVED, as_text, column_of, ids_of, question_key
+from posttrain import __version__, image_parts
+from posttrain.data import RESERVED, as_text, column_of, ids_of, pictures_of, question_key
 from posttrain.harness.task import Choices, Task
-from posttrain.recipe import FILES, GENERATOR, HUB, Source, columns_in, fill
+from posttrain.recipe import FILES, GENERATOR, HUB, MADE, SCENES, Source, columns_in, fill
 from posttrain.sources import Row, read_rows
-from posttrain.types import Message, PosttrainError, Prompt
+from posttrain.types import Message, Picture, PosttrainError, Prompt
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +27,12 @@ SHOTS_INSTEAD = "few_shot.data.source=rows.jsonl takes the worked examples from 
 
 
 class Asked(NamedTuple):
-    """A row in the task's words: the question, the right answer, and all columns, made ones among them."""
+    """A row in the task's words: question, right answer, all columns, made ones among them, and pictures."""
 
     text: str
     answer: str | None
     columns: Row
+    pictures: tuple[Picture, ...] = ()
 
 
 def load_prompts(task: Task, data: str | None = None, limit: int | None = None) -> list[Prompt]:
@@ -48,7 +50,8 @@ def load_prompts(task: Task, data: str | None = None, limit: int | None = None) 
         raise PosttrainError(f"a limit of {limit} questions leaves none; choose 1 or more")
     shots = _shots(task, data)
     shown = {question_key(question) for question, _ in shots}
-    rows = _read(task, _source(task.data, data), None if data else DATA_INSTEAD)
+    source = _source(task.data, data)
+    rows = _read(task, source, None if data else DATA_INSTEAD)
     prompts: list[Prompt] = []
     seen: set[str] = set()
     repeated = dropped = 0
@@ -59,13 +62,16 @@ def load_prompts(task: Task, data: str | None = None, limit: int | None = None) 
         if not _wanted(task, row, at):
             continue
         asked = _ask(task, row, id, at)
-        key = question_key(asked.text)
+        if task.images:
+            pictures = pictures_of(row, task.images, at, source, "images")
+            asked = asked._replace(pictures=tuple(pictures))
+        key = question_key(asked.text, asked.pictures)
         if key in shown:
             dropped += 1
             continue
         repeated += key in seen
         seen.add(key)
-        prompts.append(_prompt(task, id, row, asked, shots))
+        prompts.append(_prompt(task, id, row, asked, shots, at))
     if dropped:
         log.warning("%s: %d questions are among its worked examples and left out", task.name, dropped)
     if repeated:
@@ -90,9 +96,11 @@ def provenance(task: Task, prompts: Sequence[Prompt], data: str | None = None) -
         revision = task.data.revision
         if task.data.source.startswith(GENERATOR):
             revision = f"reasoning-gym {version('reasoning-gym')}"
+        if task.data.source.startswith(SCENES):
+            revision = f"posttrain {__version__}, Pillow {version('pillow')}"
     digest = hashlib.sha256()
     for prompt in prompts:
-        row = [prompt.id, prompt.answer, prompt.columns]
+        row = [prompt.id, prompt.answer, prompt.columns, *(picture.digest for picture in prompt.pictures)]
         digest.update(json.dumps(row, sort_keys=True, default=str).encode("utf-8", "surrogatepass") + b"\n")
     return {"source": source, "revision": revision, "hash": digest.hexdigest()[:16], "rows": len(prompts)}
 
@@ -126,7 +134,7 @@ def _read(task: Task, source: Source, instead: str | None) -> list[Row]:
         answer = answers.get(timeout=HUB_SECONDS)
     except queue.Empty:
         answer = PosttrainError(f"{task.name}: {source.source} did not arrive within {HUB_SECONDS:g} s")
-    if isinstance(answer, PosttrainError) and instead and not source.source.startswith(GENERATOR):
+    if isinstance(answer, PosttrainError) and instead and not source.source.startswith(MADE):
         raise PosttrainError(f"{answer}; {instead}") from answer
     if isinstance(answer, Exception):
         raise answer
@@ -228,13 +236,17 @@ def _shown(value: Any) -> str:
     return as_text(value) or ""
 
 
-def _prompt(task: Task, id: str, row: Row, asked: Asked, shots: Sequence[tuple[str, str]]) -> Prompt:
-    columns = {key: value for key, value in row.items() if key not in ("answer", *RESERVED)}
+def _prompt(task: Task, id: str, row: Row, asked: Asked, shots: Sequence[tuple[str, str]], at: str) -> Prompt:
+    columns = {key: value for key, value in row.items() if key not in ("answer", *RESERVED, *task.images)}
     if not task.chat:
+        text = image_parts.in_text(asked.text, asked.pictures, at) if task.images else asked.text
         texts = [question + completion for question, completion in shots]
-        return Prompt(id, "\n\n".join([*texts, asked.text]), asked.answer, columns)
+        return Prompt(id, "\n\n".join([*texts, text]), asked.answer, columns, asked.pictures)
     messages: list[Message] = [{"role": "system", "content": task.system}] if task.system else []
     for question, completion in shots:
         messages.append({"role": "user", "content": question})
         messages.append({"role": "assistant", "content": completion})
-    return Prompt(id, [*messages, {"role": "user", "content": asked.text}], asked.answer, columns)
+    messages.append({"role": "user", "content": asked.text})
+    if task.images:
+        messages = image_parts.in_messages(messages, asked.pictures, at)
+    return Prompt(id, messages, asked.answer, columns)

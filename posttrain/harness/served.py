@@ -277,9 +277,5 @@ def _seconds(header: str | None) -> float | None:
 
 
 def _check_text(prompt: Prompt) -> None:
-    if isinstance(prompt.content, str):
-        return
-    for message in prompt.content:
-        parts = message["content"]
-        if not isinstance(parts, str) and any(part["type"] != "text" for part in parts):
-            raise PosttrainError(f"question {prompt.id!r} holds an image, which this engine does not send")
+    if prompt.pictures:
+        raise PosttrainError(f"question {prompt.id!r} holds an image, which this engine does not send")

@@ -121,6 +121,8 @@ class Task(Section):
     """True: a user message through the model's chat template. False: raw text that the model continues."""
     question: Text = "question"
     """The column that {question} stands for."""
+    images: Texts = ()
+    """The columns of pictures, as data.images of a recipe: where the prompt says <image>, or before it."""
     answer: Text | None = "answer"
     """The column of the right answer; null where there is none. `column.0` is the first item in it."""
     answer_after: Text | None = None
@@ -168,7 +170,13 @@ class Task(Section):
         for key, source in (("data", self.data), ("few_shot.data", self.few_shot and self.few_shot.data)):
             if source and source.prompt is not None:
                 raise Wrong(f"{key}.prompt", "belongs beside data, not inside")
+            if source and source.images is not None:
+                raise Wrong(f"{key}.images", "belongs beside data, not inside")
         named = columns_in(self.prompt)
+        if self.images and self.few_shot is not None:
+            raise Wrong("few_shot", "shows words alone, and the questions have pictures; leave it out")
+        if pictures := {*self.images} & {self.question if name == "question" else name for name in named}:
+            raise Wrong("prompt", f"{{{min(pictures)}}} is a picture; write <image> where it belongs")
         if self.choices is not None:
             if "choices" not in named:
                 raise Wrong("prompt", "does not show the options: write {choices} where they belong")
@@ -202,6 +210,8 @@ def template_hash(task: Task) -> str:
     """A short name of how the task asks: equal for two tasks whose prompts of one row are equal."""
     keys = {"prompt", "system", "chat", "question", "choices", "few_shot"}
     asked = task.model_dump(include=keys)
+    if task.images:
+        asked |= {"images": task.images}
     if task.few_shot is not None:  # an example shows its answer
         asked |= task.model_dump(include={"answer"})
     return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+from PIL import Image
 
 from posttrain.harness import questions
 from posttrain.harness.questions import load_prompts, provenance
+from posttrain.harness.records import write_whole
 from posttrain.harness.task import Task
-from posttrain.types import PosttrainError, Prompt
+from posttrain.measure import _prompts, _row
+from posttrain.types import Picture, PosttrainError, Prompt
 
 ROWS = [{"id": "a", "question": "1+1?", "answer": "2"}, {"id": "b", "question": "2+2?", "answer": "4"}]
 OPTIONS = {"id": "x", "question": "Where?", "right": "there", "w1": "here", "w2": "home", "w3": "far"}
@@ -266,3 +272,49 @@ def test_provenance(tmp_path: Path) -> None:
     }  # fmt: skip
     made = make(data={"source": "reasoning_gym:chain_sum", "size": 2, "seed": 1})
     assert provenance(made, load_prompts(made))["revision"].startswith("reasoning-gym 0.")
+
+
+def shown(color: str) -> str:
+    file = io.BytesIO()
+    Image.new("RGB", (2, 2), color).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_pictures(chat: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"question": "Which?", "answer": color, "image": shown(color)} for color in ("red", "blue")]
+    keys: dict[str, Any] = {"images": ["image"], "prompt": "See <image> {question}", "chat": chat}
+    with caplog.at_level(logging.WARNING):
+        first, second = ask(tmp_path, rows, **keys)
+    assert not caplog.records, "the same words about two pictures are two questions"
+    assert first.question == "See <image> Which?"
+    assert [Picture.of(row["image"], "").digest for row in rows] == [
+        p.pictures[0].digest for p in (first, second)
+    ]
+    assert first.columns == {"question": "Which?"}
+    told = provenance(make(), [first])["hash"]
+    assert told != provenance(make(), [replace(second, id="0", answer="red")])["hash"], "pictures count"
+    write_whole(tmp_path / "rows.jsonl", map(_row, (first, second)))
+    again = _prompts(tmp_path)
+    assert [prompt.pictures[0].digest for prompt in again] == [p.pictures[0].digest for p in (first, second)]
+    assert [prompt.question for prompt in again] == [first.question, second.question]
+    assert "mine, row 0: 2 places" in refusal(
+        tmp_path, rows, **keys | {"prompt": "<image> <image> {question}"}
+    )
+    assert "no column 'picture'" in refusal(tmp_path, rows, **keys | {"images": ["picture"]})
+
+
+def test_what_a_task_with_pictures_refuses() -> None:
+    for keys, words in (
+        ({"prompt": "{image}"}, "is a picture"),
+        ({"few_shot": {"rows": [{"question": "q", "answer": "a"}]}}, "words alone"),
+        ({"data": {"source": "rows.jsonl", "images": []}}, "belongs beside data"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            make(images=["image"], **keys)
+
+
+def test_provenance_of_drawn_pictures() -> None:
+    task = make(data={"source": "scenes:count", "size": 3, "seed": 1}, images=["image"])
+    told = provenance(task, load_prompts(task))
+    assert told["rows"] == 3 and "Pillow" in (told["revision"] or "")

@@ -13,9 +13,10 @@ import pytest
 import yaml
 
 from posttrain import content
+from posttrain.data import question_key
 from posttrain.harness.questions import load_prompts
 from posttrain.harness.task import Task, load_task
-from posttrain.recipe import GENERATOR
+from posttrain.recipe import MADE
 from posttrain.rewards import Rewards, locate
 from posttrain.types import Completion, Prompt
 
@@ -101,7 +102,7 @@ ROWS: dict[str, tuple[dict[str, Any], str, str]] = {
 
 
 def made(task: Task) -> bool:
-    return task.data.source.startswith(GENERATOR)
+    return task.data.source.startswith(MADE)
 
 
 def prompts_of(name: str, folder: Path) -> tuple[Task, list[Prompt]]:
@@ -151,11 +152,12 @@ def test_a_right_answer_passes_and_a_wrong_one_does_not(
     task, prompts = prompts_of(name, tmp_path)
     if task.verifier.use == "code":
         request.getfixturevalue("bubblewrap")
-    assert len({prompt.question for prompt in prompts}) == len(prompts)
+    assert len({question_key(prompt.question, prompt.pictures) for prompt in prompts}) == len(prompts)
     for prompt in prompts:
         if made(task):
             assert "<answer>" in prompt.question
-            right, wrong = f"So <answer>{prompt.answer}</answer>", "So <answer>1</answer>"
+            other = "2" if prompt.answer == "1" else "1"
+            right, wrong = f"So <answer>{prompt.answer}</answer>", f"So <answer>{other}</answer>"
         else:
             _, right, wrong = ROWS[name]
             other = "ABCD"[prompt.answer == "A"]
