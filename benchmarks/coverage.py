@@ -20,10 +20,10 @@ from statistics import fmean
 
 import numpy as np
 
-from posttrain.evaluate.metrics import wilson
-from posttrain.harness.comparison import compare, questions_needed
+from posttrain.evaluate.metrics import paired, wilson
+from posttrain.harness.comparison import compare, difference_interval, questions_needed
 from posttrain.harness.estimators import cons_at_k, pass_at_k
-from posttrain.harness.intervals import Array, bootstrap, mean_interval
+from posttrain.harness.intervals import Array, bootstrap, is_binary, mean_interval
 
 Mixture = list[tuple[float, float, float]]  # weight and the two shapes of each Beta distribution
 
@@ -55,6 +55,7 @@ PAIRS = [
 ]
 QUESTIONS = (30, 100, 300, 1000)
 STUDENT = {30: 2.0452, 100: 1.9842, 300: 1.9679, 1000: 1.9623}  # 97.5% quantiles, of one degree less
+WIDE = (False, True, False, True, False)  # which columns of the comparisons hold widths
 LEAST, MOST = 0.03, 0.97  # truths beyond are counted apart: pass@8 of easy questions is 0.9999
 
 
@@ -145,6 +146,28 @@ def bca_ends(values: Array, counts: Array) -> tuple[Array, Array]:
     return lo, hi
 
 
+def paired_ends(a: Array, b: Array) -> tuple[Array, Array]:
+    """The interval of `compare` from the values of both models, [trials, questions] each."""
+    if not is_binary(a) or not is_binary(b):
+        return difference_interval(a, b)
+    counts = np.stack([(b > a).sum(axis=1), (b < a).sum(axis=1)], axis=1)
+    kinds, which = np.unique(counts, axis=0, return_inverse=True)
+    lo, hi = np.array([paired(int(gained), int(lost), a.shape[1]) for gained, lost in kinds])[which.ravel()].T
+    return lo, hi
+
+
+def student_pairs(a: Array, b: Array) -> tuple[Array, Array]:
+    n, mean = a.shape[1], (b - a).mean(axis=1)
+    half = STUDENT[n] * (b - a).std(axis=1, ddof=1) / math.sqrt(n)
+    return mean - half, mean + half
+
+
+def misses(ends: tuple[Array, Array], truth: float) -> str:
+    """How often the interval holds the truth, and how often it lies above and below it."""
+    above, below = (ends[0] > truth + 1e-12).mean(), (ends[1] < truth - 1e-12).mean()
+    return f"{100 * (1 - above - below):.1f} ({100 * above:.1f} above, {100 * below:.1f} below)"
+
+
 def share_inside(ends: tuple[Array, Array], truth: float) -> float:
     return float(((ends[0] <= truth + 1e-12) & (truth - 1e-12 <= ends[1])).mean())
 
@@ -156,12 +179,16 @@ def of_many(shares: list[float]) -> str:
     return f"{100 * fmean(shares):.1f} ({100 * min(shares):.1f} to {100 * max(shares):.1f})"
 
 
+def cell(values: list[float], is_width: bool) -> str:
+    return f"{fmean(values):.3f}" if is_width else of_many(values)
+
+
 def verdicts(trials: int) -> str:
     """One sample a question. Not drawn: the coverage of each accuracy is a sum over the outcomes."""
-    lines = [
-        "| questions | Wilson, mean | worst | at an accuracy of | Jeffreys, mean | worst | at |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    heads = ["questions", "no interval can"]
+    for name in ("Wilson", "Jeffreys"):
+        heads += [f"{name}, mean", "worst", "at an accuracy of", "in 93 to 97"]
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     accuracies = np.linspace(0.05, 0.95, 361)
     for n in QUESTIONS:
         right = np.arange(n + 1)
@@ -173,15 +200,24 @@ def verdicts(trials: int) -> str:
         )
         shown = np.array([wilson(int(c), n) for c in right]).T
         beta = mean_interval(np.array([0.0, 1.0]), np.stack([n - right, right], axis=1).astype(float))
-        cells = []
+        cells = [f"{fmean(not can_hold(row) for row in pmf):.1%}"]
         for lo, hi in ((shown[0], shown[1]), beta):
             inside = (lo <= accuracies[:, None]) & (accuracies[:, None] <= hi)
             covered = (pmf * inside).sum(axis=1)
             worst = int(covered.argmin())
             cells += [f"{100 * covered.mean():.1f}", f"{100 * covered[worst]:.1f}"]
-            cells.append(f"{accuracies[worst]:.3f}")
+            cells += [f"{accuracies[worst]:.3f}", f"{((covered >= 0.93) & (covered <= 0.97)).mean():.0%}"]
         lines.append(f"| {n} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def can_hold(chance: Array) -> bool:
+    """Whether any run of outcomes has a chance of 93 to 97% together. An interval whose ends rise with the
+    outcome holds the truth for such a run, and where there is none, no such interval can be that good."""
+    summed = np.concatenate([[0.0], np.cumsum(chance)])
+    ends = np.searchsorted(summed, summed + 0.93)
+    known = ends < len(summed)
+    return bool((summed[ends[known]] - summed[known] <= 0.97).any())
 
 
 def means(trials: int) -> str:
@@ -208,32 +244,31 @@ def means(trials: int) -> str:
                     if method == "BCa" and n > 100:
                         continue
                     some = counts[: max(1, trials // 5)] if method == "BCa" else counts
-                    share = share_inside(ends(values, some), truth)
+                    made = ends(values, some)
+                    share = share_inside(made, truth)
                     (found if usual else beyond)[method].append(share)
                     if method == "shown" and usual and not 0.93 <= share <= 0.97:
-                        outside.append(f"{n} questions, {metric}, {name}: {100 * share:.1f}")
+                        outside.append(f"{n} questions, {metric}, {name}: {misses(made, truth)}")
             lines.append(f"| {n} | {metric} | {' | '.join(of_many(s) for s in found.values())} |")
             for method, shares in found.items():
                 every[method] += shares
     lines.append(f"| all | | {' | '.join(of_many(s) for s in every.values())} |")
     lines.append(f"| truth beyond {LEAST} and {MOST} | | {' | '.join(of_many(s) for s in beyond.values())} |")
-    good = {name: sum(0.93 <= s <= 0.97 for s in shares) / len(shares) for name, shares in every.items()}
-    lines.append(f"| within 93 to 97 | | {' | '.join(f'{share:.0%}' for share in good.values())} |")
+    good = [f"{sum(0.93 <= s <= 0.97 for s in shares)} of {len(shares)}" for shares in every.values()]
+    lines.append(f"| within 93 to 97 | | {' | '.join(good)} |")
     return "\n".join([*lines, "", "Shown, outside of 93 to 97:", *outside])
 
 
 def comparisons(trials: int) -> str:
     """Two models on the same questions: the interval holds the true difference; if it is 0, p <= 0.05."""
-    lines = ["| questions | metric | shown | t | false (of 5) |", "|---|---|---|---|---|"]
+    lines = ["| questions | metric | shown | width | t | width | false (of 5) |", "|---|---|" + "---|" * 5]
     rng = np.random.default_rng(1)
     outside, finer = [], {name: metrics()[name] for name in ("avg@4", "avg@64", "pass@8 of 16")}
-    every: list[tuple[list[float], list[float], list[float]]] = []
-    for n in QUESTIONS[:3]:
+    every: list[list[list[float]]] = []
+    for n in QUESTIONS:
         for metric, values in {"verdict": avg(1), **finer}.items():
             samples = len(values) - 1
-            shown: list[float] = []
-            plain: list[float] = []
-            false: list[float] = []
+            found: list[list[float]] = [[] for _ in range(5)]
             for one, two, shared in PAIRS:
                 before, after = (float(chances(DIFFICULTY[name], samples) @ values) for name in (one, two))
                 truth = (1 - shared) * (after - before)
@@ -241,21 +276,22 @@ def comparisons(trials: int) -> str:
                 own = difficulties(rng, DIFFICULTY[two], (trials, n))
                 second = np.where(rng.random((trials, n)) < shared, first, own)
                 a, b = values[rng.binomial(samples, first)], values[rng.binomial(samples, second)]
-                both = zip(a.tolist(), b.tolist(), strict=True)
-                got = [compare(x, y, seed=i, draws=199) for i, (x, y) in enumerate(both)]
-                lo, hi = np.array([g["ci95"] for g in got]).T
-                shown.append(share_inside((lo, hi), truth))
-                half = STUDENT[n] * (b - a).std(axis=1, ddof=1) / math.sqrt(n)
-                mean = (b - a).mean(axis=1)
-                plain.append(share_inside((mean - half, mean + half), truth))
+                shown, plain = paired_ends(a, b), student_pairs(a, b)
+                for ends, shares, widths in ((shown, *found[:2]), (plain, *found[2:4])):
+                    shares.append(share_inside(ends, truth))
+                    widths.append(float((ends[1] - ends[0]).mean()))
                 if abs(truth) < 1e-9:
-                    false.append(fmean(g["p"] <= 0.05 for g in got))
-                if not 0.93 <= shown[-1] <= 0.97:
-                    outside.append(f"{n} questions, {metric}, {one} and {two}: {100 * shown[-1]:.1f}")
-            every.append((shown, plain, false))
-            lines.append(f"| {n} | {metric} | {' | '.join(map(of_many, every[-1]))} |")
-    total = [of_many([share for row in every for share in row[i]]) for i in range(3)]
-    lines.append(f"| all | | {' | '.join(total)} |")
+                    some = range(max(1, trials // 4))
+                    found[4].append(fmean(compare(a[i], b[i], i, draws=199)["p"] <= 0.05 for i in some))
+                if not 0.93 <= found[0][-1] <= 0.97:
+                    named = f"{n} questions, {metric}, {one} and {two}"
+                    outside.append(f"{named}: {misses(shown, truth)} (t {100 * found[2][-1]:.1f})")
+            every.append(found)
+            lines.append(f"| {n} | {metric} | {' | '.join(map(cell, found, WIDE))} |")
+    total = [[share for found in every for share in found[i]] for i in range(5)]
+    lines.append(f"| all | | {' | '.join(map(cell, total, WIDE))} |")
+    good = [f"{sum(0.93 <= share <= 0.97 for share in total[i])} of {len(total[i])}" for i in (0, 2)]
+    lines.append(f"| within 93 to 97 | | {good[0]} | | {good[1]} | | |")
     return "\n".join([*lines, "", "Shown, outside of 93 to 97:", *outside])
 
 

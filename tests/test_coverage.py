@@ -1,5 +1,6 @@
 """The simulation of coverage measures what posttrain shows: its fast twins are held against the real ones."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from benchmarks import coverage
 from posttrain.evaluate.metrics import wilson
+from posttrain.harness.comparison import compare
 from posttrain.harness.intervals import average
 
 
@@ -36,6 +38,24 @@ def test_the_twins_for_many_trials_are_the_functions_that_are_shown():
         assert clustered(groups) == pytest.approx(before, abs=1e-9)
 
 
+def test_the_twin_of_a_comparison_is_what_is_shown():
+    rng = np.random.default_rng(2)
+    for samples in (1, 4):
+        a, b = rng.binomial(samples, 0.5, size=(2, 6, 30)) / samples
+        ends = np.stack(coverage.paired_ends(a, b), axis=1)
+        for one, two, both in zip(a, b, ends, strict=True):
+            assert compare(one.tolist(), two.tolist())["ci95"] == pytest.approx(both, abs=1e-9)
+
+
+@pytest.mark.parametrize(("p", "possible"), [(0.0545, False), (0.5, True), (0.2, True)])
+def test_where_no_interval_of_verdicts_can_be_right(p, possible):
+    """Every run of the 31 outcomes is tried."""
+    chance = np.array([math.comb(30, c) * p**c * (1 - p) ** (30 - c) for c in range(31)])
+    runs = [chance[i:j].sum() for i in range(31) for j in range(i + 1, 32)]
+    assert any(0.93 <= run <= 0.97 for run in runs) is possible
+    assert coverage.can_hold(chance) is possible
+
+
 def test_chances_are_those_of_drawn_questions():
     rng = np.random.default_rng(1)
     for name in ("one in 20 easy", "bimodal"):
@@ -55,6 +75,6 @@ def test_the_command_prints_a_table_and_refuses_what_it_does_not_know():
     done = run("verdicts", "--trials", "1")
     assert done.returncode == 0, done.stderr
     rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("| 1000")]
-    assert float(rows[0][2]) == pytest.approx(95.0, abs=0.3)
+    assert float(rows[0][3]) == pytest.approx(95.0, abs=0.3)
     for options in (["accuracies"], ["--trials", "0"]):
         assert run(*options).returncode == 2

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from posttrain.evaluate.metrics import Z95, paired
-from posttrain.hacking import gap
 from posttrain.harness.intervals import Array, check, is_binary, mean_interval
 
 EXACT = 20  # questions that differ, up to which every choice of signs is tried: half a million sums
 FEWEST = 6  # questions, all won: p = 2 / 2^6 is the first below 0.05
+IMAGINED = 0.25  # questions at either end of the span, beside those that were asked
 ALIKE = 1e-12  # sums of the same values in another order may differ by so much
 
 
@@ -29,7 +29,7 @@ def compare(a: Sequence[float], b: Sequence[float], seed: int = 0, draws: int = 
     difference: mean of b minus mean of a. gained, lost: questions on which b has the higher, the lower value.
     With values of 0 and 1 alone the interval is Tango's (`paired`) and the test McNemar's ("mcnemar"); with
     others they are `difference_interval` and the test of flipped signs ("signs"). Interval and p come from
-    different tests and can disagree at the edge; with 0 and 1 it is p that asks for more.
+    different tests and can disagree at the edge: with 0 and 1 it is p that asks for more, else the interval.
 
     Args:
         a, b: [questions] a value in [0, 1] for each question, in the same order.
@@ -43,7 +43,7 @@ def compare(a: Sequence[float], b: Sequence[float], seed: int = 0, draws: int = 
         test, p, ends = "mcnemar", mcnemar(gained, lost), paired(gained, lost, n)
     else:
         test, p = "signs", sign_flips(differences.tolist(), seed, draws)
-        ends = difference_interval(first, second)
+        ends = (float(end[0]) for end in difference_interval(first[None], second[None]))
     difference = math.fsum(differences) / n
     return {
         "difference": difference,
@@ -56,25 +56,22 @@ def compare(a: Sequence[float], b: Sequence[float], seed: int = 0, draws: int = 
     }
 
 
-def difference_interval(a: Array, b: Array) -> tuple[float, float]:
-    """95% interval of the mean of b - a, for values in [0, 1] that are not all 0 or 1.
+def difference_interval(a: Array, b: Array) -> tuple[Array, Array]:
+    """95% intervals of the mean of b - a, for values in [0, 1] that are not all 0 or 1: the lower and the
+    upper ends, [pairs] each, of a and b [pairs, questions].
 
-    The wider, at either end, of two. Student's t of the differences is right for a few questions. From some
-    thirty up the Bayesian bootstrap of `mean_interval` is, between minus and plus the largest difference
-    seen: models that differ on few questions may differ by as much on one that was not asked, and t, which
-    knows the spread alone, misses too often on the side of the longer tail.
+    The Bayesian bootstrap of `mean_interval` over the differences, with a quarter of a question imagined at
+    either end of the span: as far as the questions differ among each other, two models may differ on one that
+    was not asked. Student's t knows only the differences that it sees, and misses too often where rare large
+    ones make the mean (benchmarks/coverage.py has both).
     """
-    student = gap(b.tolist(), a.tolist())
-    differences = b - a
-    largest = float(np.abs(differences).max())
-    lo, hi = student.low, student.high
-    if largest > 0:
-        # Put on [0, 1], where 1/2 is no difference.
-        scaled = np.clip((differences / largest + 1) / 2, 0, 1)
-        support, counts = np.unique(scaled, return_counts=True)
-        low, high = mean_interval(support, counts[None].astype(float))
-        lo, hi = min(lo, largest * (2 * float(low[0]) - 1)), max(hi, largest * (2 * float(high[0]) - 1))
-    return max(-1.0, lo), min(1.0, hi)
+    span = np.maximum(a.max(axis=1), b.max(axis=1)) - np.minimum(a.min(axis=1), b.min(axis=1))
+    if a.shape[1] < FEWEST:  # too few to show a span
+        span = np.ones(len(a))
+    span = np.where(span > 0, span, 1.0)[:, None]
+    half = np.clip(((b - a) / span + 1) / 2, 0, 1)  # 1/2 is no difference
+    lo, hi = mean_interval(half, np.ones_like(half), IMAGINED)
+    return span[:, 0] * (2 * lo - 1), span[:, 0] * (2 * hi - 1)
 
 
 def mcnemar(gained: int, lost: int) -> float:

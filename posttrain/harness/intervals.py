@@ -42,7 +42,7 @@ def average(values: Sequence[float]) -> dict[str, Any]:
     return {"value": mean, "ci95": [lo, hi], "n": n}
 
 
-def mean_interval(support: Array, counts: Array) -> tuple[Array, Array]:
+def mean_interval(support: Array, counts: Array, ends: float = JEFFREYS) -> tuple[Array, Array]:
     """95% intervals of the means of many samples at once: the Bayesian bootstrap with Jeffreys' ends.
 
     The weights of n questions are drawn from a Dirichlet distribution (Rubin 1981, Annals of Statistics 9,
@@ -54,15 +54,17 @@ def mean_interval(support: Array, counts: Array) -> tuple[Array, Array]:
     It is not drawn but computed: see `_upper`.
 
     Args:
-        support: [values] the distinct values that occur, in [0, 1].
+        support: the values that occur, in [0, 1]: [values] for all samples, or [samples, values].
         counts: [samples, values] how many questions of each sample have them.
+        ends: how many questions are imagined at 0, and as many at 1.
     Returns:
         The lower and the upper ends, [samples] each.
     """
-    return 1 - _upper(1 - support, counts), _upper(support, counts)
+    support = np.broadcast_to(support, counts.shape)
+    return 1 - _upper(1 - support, counts, ends), _upper(support, counts, ends)
 
 
-def _upper(support: Array, counts: Array) -> Array:
+def _upper(support: Array, counts: Array, ends: float) -> Array:
     """[samples] the x which the mean exceeds with probability OUTSIDE.
 
     A Dirichlet-weighted mean exceeds x if sum of (v - x) G over the values v is positive, with independent
@@ -70,12 +72,13 @@ def _upper(support: Array, counts: Array) -> Array:
     12, 475-490), from its cumulant generating function and its saddlepoint s. With theta = s / (1 + s x) the
     saddlepoint has x in closed form, so one bisection, over theta in (0, 1), finds both.
     """
-    # Imagining a question at 0 would shut out a mean of 1 even if hardly any value falls short of 1: the half
-    # fades away with what falls short in all. For Jeffreys' interval this is the usual remedy at its ends
+    # Imagining a question at 0 would shut out a mean of 1 even if hardly any value falls short of 1: it fades
+    # away with what falls short in all. For Jeffreys' interval this is the usual remedy at its ends
     # (Brown, Cai and DasGupta 2001, Statistical Science 16, 101-133).
-    short = np.minimum(1.0, counts @ (1 - support))
-    values = np.concatenate([support, [1.0, 0.0]])
-    shape = np.concatenate([counts, np.full((len(counts), 1), JEFFREYS), JEFFREYS * short[:, None]], axis=1)
+    short = np.minimum(1.0, (counts * (1 - support)).sum(axis=1))
+    one = np.ones((len(counts), 1))
+    values = np.concatenate([support, one, 0 * one], axis=1)
+    shape = np.concatenate([counts, ends * one, ends * short[:, None]], axis=1)
     total = shape.sum(axis=1)
     low, high = np.full(len(counts), -36.0), np.full(len(counts), -1e-3)  # log (1 - theta)
     x = np.ones(len(counts))
@@ -85,7 +88,8 @@ def _upper(support: Array, counts: Array) -> Array:
         weight = 1 / (1 - values + away * values)  # 1 / (1 - theta v), without the cancellation
         mass = shape * weight
         theta = 1 - away[:, 0]
-        x = np.minimum(1.0, mass @ values / mass.sum(axis=1))  # rounding must not lift it over 1
+        # Rounding must not lift it over 1.
+        x = np.minimum(1.0, (mass * values).sum(axis=1) / mass.sum(axis=1))
         cumulant = total * np.log(1 - x + away[:, 0] * x) + (shape * np.log(weight)).sum(axis=1)
         r = np.sqrt(np.maximum(-2 * cumulant, 1e-12))
         q = theta * np.sqrt(np.maximum((mass * weight * (values - x[:, None]) ** 2).sum(axis=1), 1e-18))
