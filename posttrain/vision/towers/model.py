@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
@@ -43,7 +45,7 @@ class TowerModel(PreTrainedModel):
     config_class = TowerConfig
     config: TowerConfig
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
     supports_gradient_checkpointing = True
     # What attends inside of a tower is its own affair: the outer model may use any.
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
@@ -126,18 +128,29 @@ def _adopted(where: str, config: Any, settings: Mapping[str, Any]) -> TowerModel
 
 
 def _loaded(kind: Any, where: str, config: Any, **more: Any) -> Any:
+    """transformers' from_pretrained, but that a weight which lacks or does not fit is an error."""
+    reports = logging.getLogger("transformers.modeling_utils")  # it prints a table of a text model's weights
+    silent, reports.disabled = reports.disabled, True
     try:
         model, said = kind.from_pretrained(
-            where, config=config, dtype=torch.float32, output_loading_info=True, **more
+            where,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **more,
         )
-    except (OSError, RuntimeError) as error:  # no file of weights; shapes that differ
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise PosttrainError(str(error).strip().splitlines()[0]) from None
-    if said["missing_keys"]:
-        missing = sorted(said["missing_keys"])
+    finally:
+        reports.disabled = silent
+    if lacking := sorted(said["missing_keys"]):
         raise PosttrainError(
-            f"{len(missing)} weights of the vision model are not in the checkpoint, {missing[0]} among them; "
+            f"{len(lacking)} weights of the vision model are not in the checkpoint, {lacking[0]} among them; "
             "name the checkpoint of the vision model itself"
         )
+    for name, stored, wanted in sorted(said["mismatched_keys"]):
+        raise PosttrainError(f"{name} is {list(stored)} in the checkpoint, by its settings {list(wanted)}")
     return model
 
 

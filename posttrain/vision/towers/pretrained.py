@@ -30,6 +30,7 @@ CLIP: tuple[Pixel, Pixel] = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.
 NORMALIZED = {"clip": CLIP, "clip_vision_model": CLIP}
 NORMALIZED |= dict.fromkeys(("siglip", "siglip_vision_model", "vit"), HALF)
 SAMPLE = 512  # pixels each way: a multiple of every stride of a network that shrinks its maps by twos
+MOST_REGISTERS = 16  # tokens before the patches', the class token among them
 
 
 class PretrainedTower(Tower):
@@ -153,7 +154,7 @@ def vision_part(config: Any) -> PreTrainedConfig:
     inner = getattr(config, "vision_config", None) or config
     if inner.model_type == "vit_mae":
         known = {field.name for field in fields(ViTConfig)}
-        inner = ViTConfig(**{k: v for k, v in inner.to_diff_dict().items() if k in known - {"model_type"}})
+        inner = ViTConfig(**{k: v for k, v in inner.to_dict().items() if k in known - {"model_type"}})
     return inner
 
 
@@ -164,8 +165,8 @@ def usual(config: PreTrainedConfig) -> tuple[Pixel, Pixel]:
 
 def without_pooler(config: PreTrainedConfig) -> dict[str, bool]:
     """What to give to the class of a configuration for a model that ends at its tokens."""
-    if hasattr(config, "vision_use_head"):
-        config.vision_use_head = False
+    if config.model_type == "siglip_vision_model":
+        config.vision_use_head = False  # no field of the class, and yet read
     return (
         {"add_pooling_layer": False} if _takes(image_model(config), "add_pooling_layer", "__init__") else {}
     )
@@ -205,8 +206,17 @@ def _measured(config: PreTrainedConfig) -> tuple[int, int, int]:
     except Exception as error:  # any of a few hundred models
         raise PosttrainError(
             f"{config.model_type!r} cannot be a tower: it fails on an image of {size} × {size} pixels "
-            f"({str(error)[:100]})"
+            f"({' '.join(str(error).split())[:100]})"
         ) from None
-    rows = math.isqrt(_tokens(found).shape[1]) if _shrinks(config) else size // config.patch_size
     tokens = _tokens(found)
-    return tokens.shape[2], size // rows, tokens.shape[1] - rows * rows
+    if found.dim() == 4:
+        rows = found.shape[2]
+    else:
+        rows = math.isqrt(tokens.shape[1]) if _shrinks(config) else size // config.patch_size
+    prefix = tokens.shape[1] - rows * rows
+    if not 0 <= prefix <= MOST_REGISTERS:
+        raise PosttrainError(
+            f"{config.model_type!r} cannot be a tower: an image of {size} × {size} pixels comes to "
+            f"{tokens.shape[1]} tokens, which are no square"
+        )
+    return tokens.shape[2], size // rows, prefix
