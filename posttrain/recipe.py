@@ -191,6 +191,8 @@ class Reward(Section):
     """`accuracy` (ships), `./my_reward.py:fn` (your file) or `package.module:fn` (installed)."""
     weight: float = 1.0
     args: dict[str, Any] = Field(default_factory=dict)
+    where: dict[str, Any] = Field(default_factory=dict)
+    """For rows with these values in these columns, such as {task: count}; to others it does not apply."""
 
 
 class Sampling(Section):

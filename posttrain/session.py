@@ -138,7 +138,7 @@ class HeldOut:
         drawn = stage.sampling.max_tokens if isinstance(stage, Recipe) else MAX_TOKENS
         self.max_tokens = stage.evaluate.max_tokens or drawn
         first = stage.rewards[0]
-        specs = judge_specs(stage.evaluate.form, RewardSpec(first.use, first.weight, first.args))
+        specs = judge_specs(stage.evaluate.form, RewardSpec(first.use, first.weight, first.args, first.where))
         self.judge = session.stack.enter_context(Rewards(specs, stage.reward_deadline))
 
     def __call__(self, answerer: Answerer, step: int, phase: str | None = None) -> dict[str, Any]:

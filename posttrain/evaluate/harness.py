@@ -22,7 +22,11 @@ from posttrain.verify.equations import has_step
 
 def judge_specs(form: str | None, first: Spec) -> list[RewardSpec]:
     """The two rewards that a judge is made of. Without a strict `form`, the recipe's first reward decides."""
-    strict = RewardSpec("accuracy", 1.0, {"form": form}) if form else RewardSpec(first.use, 1.0, first.args)
+    strict = (
+        RewardSpec("accuracy", 1.0, {"form": form})
+        if form
+        else RewardSpec(first.use, 1.0, first.args, first.where)
+    )
     return [strict, RewardSpec("accuracy", 0.0, {"form": "last_number"})]  # weight 0: seen, not in the total
 
 
