@@ -166,7 +166,7 @@ def test_a_reward_is_asked_for_the_rows_that_it_is_for(tmp_path):
     assert [score.total for score in scores] == [1.0, None, 3.0]
     assert [score.parts["format"] for score in scores] == [None, 0.0, None]
     assert all(
-        "the column 'tusk', which no row has; did you mean task" in s.failures["overlong"] for s in scores
+        "the column 'tusk', which no row has; did you mean 'task'?" in s.failures["overlong"] for s in scores
     )
 
 
