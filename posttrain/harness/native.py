@@ -27,9 +27,6 @@ class NativeAnswerer:
     """Any engine of posttrain.rollout as an answerer.
 
     Args:
-        steady: no answer depends on what is answered beside it (posttrain.rollout.steady). Without, rounding
-            differs with the batch, so that a run that goes on after a kill may draw other samples.
-        rows: most samples decoded at once by a steady engine.
         about: what `describe` says.
     """
 
@@ -37,13 +34,8 @@ class NativeAnswerer:
         self,
         engine: Engine,
         tokenizer: PreTrainedTokenizerFast,
-        *,
-        steady: bool = True,
-        rows: int = 64,
         about: dict[str, Any] | None = None,
     ):
-        if steady and isinstance(engine, NativeEngine):
-            engine = SteadyEngine.of(engine, rows)
         self.engine, self.tokenizer, self.about = engine, tokenizer, about or {}
 
     def describe(self) -> dict[str, Any]:
@@ -103,7 +95,12 @@ def _answer(request: Request, completion: Completion) -> Answer:
 
 
 def native(model: Model, *, rows: int = 64, steady: bool = True) -> NativeAnswerer:
-    """Load a model to answer with; rows and steady as `NativeAnswerer` takes them.
+    """Load a model to answer with.
+
+    Args:
+        rows: most samples decoded at once.
+        steady: no answer depends on what is answered beside it (posttrain.rollout.steady). Without, rounding
+            differs with the batch, so that a run that goes on after a kill may draw other samples.
 
     Raises:
         PosttrainError: no such model.
@@ -121,13 +118,18 @@ def native(model: Model, *, rows: int = 64, steady: bool = True) -> NativeAnswer
         "steady": steady or not policy.packed,
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }
-    return NativeAnswerer(
-        engine_for(policy, tokenizer, dtype, rows), tokenizer, steady=steady, rows=rows, about=about
-    )
+    made = SteadyEngine if steady else NativeEngine
+    return NativeAnswerer(engine_for(policy, tokenizer, dtype, rows, made), tokenizer, about)
 
 
-def engine_for(policy: Policy, tokenizer: Any, dtype: torch.dtype, rows: int = 128) -> Engine:
+def engine_for(
+    policy: Policy,
+    tokenizer: Any,
+    dtype: torch.dtype,
+    rows: int = 128,
+    made: type[NativeEngine] = NativeEngine,
+) -> Engine:
     """The native engine; transformers' own generation for a model that packed groups cannot serve."""
     if not policy.packed:
         return PlainEngine(policy.model, tokenizer, dtype)
-    return NativeEngine(policy.model, tokenizer, dtype, rows, policy.layers)
+    return made(policy.model, tokenizer, dtype, rows, policy.layers)
