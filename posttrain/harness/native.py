@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from posttrain import models
 from posttrain.harness.answer import Answer, OnAnswer, OnProgress, Request, failed
@@ -29,6 +30,7 @@ class NativeAnswerer:
         steady: no answer depends on what is answered beside it (posttrain.rollout.steady). Without, rounding
             differs with the batch, so that a run that goes on after a kill may draw other samples.
         rows: most samples decoded at once by a steady engine.
+        model: the one that answers, for what else is measured of it.
         about: what `describe` says.
     """
 
@@ -39,11 +41,12 @@ class NativeAnswerer:
         *,
         steady: bool = True,
         rows: int = 64,
+        model: PreTrainedModel | None = None,
         about: dict[str, Any] | None = None,
     ):
         if steady and isinstance(engine, NativeEngine):
             engine = SteadyEngine.of(engine, rows)
-        self.engine, self.encode, self.about = engine, encode, about or {}
+        self.engine, self.encode, self.model, self.about = engine, encode, model, about or {}
 
     def describe(self) -> dict[str, Any]:
         return dict(self.about)
