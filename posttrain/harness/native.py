@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from posttrain import models
 from posttrain.harness.answer import Answer, OnAnswer, OnProgress, Request, failed
@@ -26,6 +27,7 @@ class NativeAnswerer:
     """Any engine of posttrain.rollout as an answerer.
 
     Args:
+        model: the one that answers, for what else is measured of it.
         about: what `describe` says.
     """
 
@@ -34,8 +36,9 @@ class NativeAnswerer:
         engine: Engine,
         encode: Callable[[Prompt], list[int]],
         about: dict[str, Any] | None = None,
+        model: PreTrainedModel | None = None,
     ):
-        self.engine, self.encode, self.about = engine, encode, about or {}
+        self.engine, self.encode, self.about, self.model = engine, encode, about or {}, model
 
     def describe(self) -> dict[str, Any]:
         return dict(self.about)

@@ -29,9 +29,7 @@ class VllmAnswerer:
         """
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # no process that a kill would leave
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        if (
-            not torch.cuda.is_available()
-        ):  # else it asks for nearly all of the memory, and fails where it is used
+        if not torch.cuda.is_available():  # else it asks for nearly all of the memory, free or not
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")  # GiB
         try:
             import vllm  # pyright: ignore[reportMissingImports]
