@@ -3,7 +3,7 @@
 It asks, seeds, judges and counts by the functions of `posttrain eval` (posttrain.harness): one model, the
 same rows, sampling and seed give the same answers and numbers in both. A run answers with the engine that
 trains, though, which holds the weights already and pads no batch; `posttrain eval` with the steady one. So
-where rounding depends on what is answered beside (bfloat16, CUDA), a near tie of two tokens may fall the other way.
+where rounding depends on what is answered beside (bfloat16, CUDA), a near tie may fall the other way.
 """
 
 from __future__ import annotations
