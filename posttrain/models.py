@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -35,6 +35,9 @@ from posttrain.multimodal import body, sees
 from posttrain.recipe import Vision
 from posttrain.types import Message, PosttrainError, Prompt
 from posttrain.words import did_you_mean
+
+if TYPE_CHECKING:
+    from posttrain.vision.processor import Processor
 
 log = logging.getLogger(__name__)
 
@@ -281,11 +284,16 @@ def encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Calla
     What it gives raises PosttrainError as `encode`, for pictures that cannot be read, and for any picture
     where the model sees none.
     """
-    if sees(model):
-        from posttrain.vision.processor import Processor
+    return processor(model, tokenizer) or text_encoder(tokenizer)
 
-        return Processor(model.config, tokenizer)
-    return text_encoder(tokenizer)
+
+def processor(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Processor | None:
+    """What reads pictures for a model; None for one that sees none."""
+    if not sees(model):
+        return None
+    from posttrain.vision.processor import Processor
+
+    return Processor(model.config, tokenizer)
 
 
 def text_encoder(tokenizer: PreTrainedTokenizerFast) -> Callable[[Prompt], list[int]]:

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from posttrain import picture as pictures
 from posttrain.multimodal import Seen
 from posttrain.picture import Picture
-from posttrain.types import Encoded, Message, PosttrainError, Prompt
+from posttrain.types import Encoded, ImagePart, Message, PosttrainError, Prompt, TextPart
 
 KEPT = 512  # pictures' pixels that are kept: samples of one prompt follow each other
 
@@ -44,7 +44,7 @@ class Processor:
             built = towers.build(tower.kind, tower.settings)
         self.side, self.mean, self.std = built.image_size, built.mean, built.std
         self.resize = getattr(pictures, config.resize)
-        self._pixels = lru_cache(KEPT)(self._read)
+        self.seen = lru_cache(KEPT)(self._read)
 
     def __call__(self, prompt: Prompt) -> list[int]:
         """A prompt's token ids, with the pixels of its pictures.
@@ -69,7 +69,7 @@ class Processor:
         if not shown:
             return ids
         out = [t for i in ids for t in ([i] * self.count if i == self.token else [i])]
-        return Encoded(out, [self._pixels(one) for one in shown])
+        return Encoded(out, [self.seen(one) for one in shown])
 
     def _plain(self, text: str) -> list[int]:
         return self.tokenizer.encode(text.replace(pictures.MARK, self.mark))
@@ -77,15 +77,15 @@ class Processor:
     def _chat(self, messages: Iterable[Message]) -> list[int]:
         if self.tokenizer.chat_template is None:
             raise PosttrainError("the model has no chat template; set data.chat: false to continue raw text")
-        texts = [{"role": m["role"], "content": self._text(m)} for m in messages]
+        texts = [{"role": m["role"], "content": self.text(m["content"])} for m in messages]
         ids: Any = self.tokenizer.apply_chat_template(texts, add_generation_prompt=True, return_dict=False)
         return ids
 
-    def _text(self, message: Message) -> str:
-        """A message's content as one text: templates of language models read no parts."""
-        if isinstance(message["content"], str):
-            return message["content"]
-        return "".join(p["text"] if p["type"] == "text" else self.mark for p in message["content"])
+    def text(self, content: str | list[TextPart | ImagePart]) -> str:
+        """One text with the image token for each picture: templates of language models read no parts."""
+        if isinstance(content, str):
+            return content
+        return "".join(p["text"] if p["type"] == "text" else self.mark for p in content)
 
     def _read(self, one: Picture) -> Seen:
         return {"pixel_values": self.pixels(one.open())}
