@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from posttrain import picture as pictures
 from posttrain.multimodal import Seen
 from posttrain.picture import Picture
-from posttrain.types import Encoded, Message, PosttrainError, Prompt
+from posttrain.types import Encoded, ImagePart, Message, PosttrainError, Prompt, TextPart
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -95,8 +95,18 @@ class Reader:
         if self._parts:
             told: Any = [p if p["type"] == "text" else {"type": "image"} for p in parts]
         else:
-            told = "".join(p["text"] if p["type"] == "text" else self.mark for p in parts)
+            told = self.text(content)
         return {"role": message["role"], "content": told}
+
+    def text(self, content: str | list[TextPart | ImagePart]) -> str:
+        """One text with the image token for each picture: templates of language models read no parts."""
+        if isinstance(content, str):
+            return content
+        return "".join(p["text"] if p["type"] == "text" else self.mark for p in content)
+
+    def seen(self, one: Picture) -> Seen:
+        """What a tower takes of a picture; the last few are kept."""
+        return self._shown(one)[1]
 
 
 def reads_parts(tokenizer: PreTrainedTokenizerFast, mark: str) -> bool:
