@@ -26,7 +26,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from posttrain import models
 from posttrain.kinds import SftTrain
-from posttrain.multimodal import sees
+from posttrain.multimodal import parts, sees
 from posttrain.stop import Stop, Stopped
 from posttrain.train.adapters import adapters_for
 from posttrain.train.checkpoint import MANIFEST, last_whole, seal
@@ -98,7 +98,9 @@ def sft(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.keep, trainer.rates = settings.keep, settings.rates
-        trainer.still = _still(trainer.model) if eyes is not None else ()
+        if eyes is not None:
+            trainer.still = _still(trainer.model)
+            _always_learns(model)
         trainer.is_of = _fingerprint(data, pictures, settings, seed, compute)
         if settings.packing and not keeps_apart(trainer.model, trainer.data_collator, compute):
             attention = model.config.get_text_config()._attn_implementation
@@ -248,6 +250,16 @@ class _Watch(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if "loss" in logs and state.is_world_process_zero:  # not the summary at the end
             self.tell(state.global_step, state.max_steps, dict(logs))
+
+
+def _always_learns(model: Any) -> None:
+    """Where the language model is kept, words alone have no gradient: give them one of zero.
+
+    Within the forward, where several processes look for what a batch uses.
+    """
+    if not any(p.requires_grad for p in parts(model)["language"]):
+        least = min((p for p in model.parameters() if p.requires_grad), key=torch.Tensor.numel)
+        model.get_input_embeddings().register_forward_hook(lambda _module, _args, out: out + 0 * least.sum())
 
 
 def _still(module: Any) -> list[Any]:
