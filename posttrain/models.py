@@ -120,6 +120,11 @@ def load(
     tokenizer = AutoTokenizer.from_pretrained(where)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if sees(model):
+        from posttrain.vision import hub
+
+        model.processor_files = hub.files(where)  # saved with it, wherever it came from is gone by then
+        tokenizer.chat_template = tokenizer.chat_template or hub.template(model.processor_files)
     if layers is not None:
         _keep_layers(model, layers)
     _add_tokens(model, tokenizer, tokens)
@@ -244,8 +249,15 @@ def size(name: str, layers: int | None = None) -> tuple[int, Any]:
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write a plain Hugging Face checkpoint at `folder`, whole or not at all."""
     with written_aside(folder) as aside:
-        model.save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
+        write(model, tokenizer, aside)
+
+
+def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """A checkpoint's files, with those of the processor that it was loaded with, into a folder."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    for name, data in getattr(model, "processor_files", {}).items():
+        (folder / name).write_bytes(data)
 
 
 def compute_type(asked: str) -> torch.dtype:
@@ -284,16 +296,34 @@ def encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Calla
     What it gives raises PosttrainError as `encode`, for pictures that cannot be read, and for any picture
     where the model sees none.
     """
-    return processor(model, tokenizer) or text_encoder(tokenizer)
+    if not sees(model):
+        return text_encoder(tokenizer)
+    from posttrain.vision.hub import HubReader
+    from posttrain.vision.model import VisionLanguageModel
+    from posttrain.vision.processor import Processor
+
+    if isinstance(model, VisionLanguageModel):
+        return Processor(model.config, tokenizer)
+    return HubReader(model, tokenizer, getattr(model, "processor_files", {}))
 
 
 def processor(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Processor | None:
-    """What reads pictures for a model; None for one that sees none."""
+    """What reads the pictures of examples for a model; None for one that sees none.
+
+    Raises:
+        PosttrainError: the model sees by a tower that is not ours, and cannot be fine-tuned on examples yet.
+    """
     if not sees(model):
         return None
     from posttrain.vision.processor import Processor
 
-    return Processor(model.config, tokenizer)
+    reads = encoder(model, tokenizer)
+    if isinstance(reads, Processor):
+        return reads
+    raise PosttrainError(
+        f"{type(model).__name__} cannot be fine-tuned on examples here, only by reinforcement learning; "
+        "give a language model a tower (model.vision), or leave this stage out"
+    )
 
 
 def text_encoder(tokenizer: PreTrainedTokenizerFast) -> Callable[[Prompt], list[int]]:

@@ -16,7 +16,7 @@ from posttrain.harness.native import NativeAnswerer, engine_for
 from posttrain.kinds import Sft
 from posttrain.multimodal import body
 from posttrain.past import forget_updates, lengths, rewind, with_inputs
-from posttrain.session import HeldOut, Session, answering, check_trackers, load
+from posttrain.session import HeldOut, Session, answerer_of, check_trackers, load
 from posttrain.stop import Stop, Stopped
 from posttrain.train.logprobs import Policy
 from posttrain.train.sft import found, newest, sft
@@ -50,7 +50,7 @@ def _go(stage: Sft, session: Session, rows: list[Example], heldout: HeldOut) -> 
         if session.main:
             rewind(folder, {})
         if stage.evaluate.before:
-            answerer = NativeAnswerer(*answering(session, stage.model))
+            answerer = answerer_of(session, stage.model)
             result["before"] = heldout(answerer, 0, "before")
             del answerer  # and its model, before the next is loaded
         result["records"] = lengths(folder)
@@ -90,7 +90,8 @@ def _go(stage: Sft, session: Session, rows: list[Example], heldout: HeldOut) -> 
         raise Stopped(session.stop.signal)
     policy = Policy(model.to(session.accelerator.device))
     result["steps"] = _step(found(checkpoints)[-1])
-    answerer = NativeAnswerer(engine_for(policy, tokenizer, session.dtype), models.encoder(model, tokenizer))
+    engine, encode = engine_for(policy, tokenizer, session.dtype), models.encoder(model, tokenizer)
+    answerer = NativeAnswerer(engine, encode, model=model)
     after = heldout(answerer, result["steps"], "after")
     if session.main:
         session.watch("saving")

@@ -22,7 +22,6 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from posttrain.kinds import SftTrain
-from posttrain.multimodal import joined
 from posttrain.picture import MARK, Picture
 from posttrain.types import PosttrainError, pictures_in
 
@@ -156,7 +155,8 @@ class WithPictures:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         seen = [self.eyes.seen(one) for row in rows for one in self.pictures.get(row["row"], ())]
-        return self.pad(rows) | joined(seen)
+        names = seen[0] if seen else ()
+        return self.pad(rows) | {name: torch.cat([one[name] for one in seen]) for name in names}
 
 
 def shown(
