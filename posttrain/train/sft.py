@@ -82,9 +82,8 @@ def sft(
         if eyes is not None:
             args.ddp_find_unused_parameters = True  # rows without a picture leave the tower out
             if pictures:
-                collator = WithPictures(
-                    DataCollatorForLanguageModeling(tokenizer.pad_token_id), eyes, pictures
-                )
+                end: Any = tokenizer.pad_token_id
+                collator = WithPictures(DataCollatorForLanguageModeling(end), eyes, pictures)
         groups(model, settings.learning_rate, settings.rates)  # freezes what has rate 0
         adapters = adapters_for(model, settings.lora, settings) if settings.lora else None
         trainer = _Trainer(
@@ -217,12 +216,12 @@ class _Trainer(Trainer):
         self._total_train_tokens = ours["tokens"]
         return str(saved)
 
-    def _load_from_checkpoint(self, checkpoint: Any, model: Any = None) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: Any, model: Any = None) -> None:
         policy: Any = self.model if model is None else model
         if not sees(policy) or hasattr(policy, "get_base_model"):
-            return super()._load_from_checkpoint(checkpoint, model)
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
         # Their weights have other names in a folder, and the trainer passes over what it does not know.
-        saved = type(policy).from_pretrained(checkpoint, dtype=policy.dtype)
+        saved = type(policy).from_pretrained(resume_from_checkpoint, dtype=policy.dtype)
         policy.load_state_dict(saved.state_dict())
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -330,7 +329,8 @@ def _fingerprint(
     """Of all that a checkpoint hangs on, so that none is continued as something else."""
     same = settings.model_dump(exclude={"checkpoint_every", "keep"})
     digest = hashlib.sha256(json.dumps([same, seed, str(compute)]).encode())
-    for row in data:
+    rows: Any = data
+    for row in rows:
         digest.update(json.dumps(row).encode())
         for picture in pictures.get(row["row"], ()):
             digest.update(picture.digest.encode())

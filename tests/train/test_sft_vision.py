@@ -258,7 +258,7 @@ def test_loss_and_gradient_are_a_plain_forwards(tmp_path: Path, monkeypatch: pyt
             if label != -100:
                 total, count = total - logits[place - 1, label], count + 1
     (total / count).backward()
-    assert len(run.curve) == 1 and run.curve[0][1]["loss"] == pytest.approx(float(total / count), abs=1e-4)
+    assert len(run.curve) == 1 and run.curve[0][1]["loss"] == pytest.approx((total / count).item(), abs=1e-4)
     expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert grads.keys() == expected.keys() and any("vision_tower" in name for name in grads)
     for name, grad in expected.items():
