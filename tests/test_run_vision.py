@@ -66,6 +66,8 @@ def test_stages_that_see(
     given = ["run", str(recipe), f"output={folder}"]
     assert cli.main([*given, "--dry-run"]) == 0
     assert "# 1. cold (sft), new in" in capsys.readouterr().out
+    assert cli.main([*given, "stages.cold.train.packing=true"]) == 2
+    assert "stages.cold.train.packing: is true, but rows with pictures" in capsys.readouterr().err
     assert cli.main(given) == 0, capsys.readouterr().err
     cold, reason, asked = (one(folder, name) for name in ("cold", "reason", "asked"))
     assert result(cold)["steps"] == 3 and result(cold)["after"]["strict"]["n"] == 6
