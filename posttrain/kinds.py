@@ -92,6 +92,14 @@ class Sft(Judged):
     evaluate: Trained = Trained()
     trackers: Trackers = ()
 
+    @model_validator(mode="after")
+    def _fits(self) -> Sft:
+        sources = (self.data.train, *self.data.also)
+        shown = [self.data.images if source.images is None else source.images for source in sources]
+        if self.train.packing and any(shown):
+            raise Wrong("train.packing", "is true, but rows with pictures are not packed; set it to false")
+        return self
+
 
 class Keep(Section):
     """Which completions become rows. One that was cut off, or repeats another of its prompt, never does."""

@@ -54,7 +54,8 @@ class Model(Section):
     layers: Count | None = None
     """Only so many of the model's layers, evenly spread, first and last among them: a small student."""
     vision: Vision | None = None
-    """For a language model: null for one that sees already, or that reads text alone."""
+    """For a language model: null for one that sees already, or that reads text alone. What stages share of it
+    does not reach a stage that begins with an earlier one's model."""
 
 
 class Source(Section):

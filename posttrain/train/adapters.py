@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from posttrain.kinds import Lora, SftTrain
 from posttrain.multimodal import parts, sees
+from posttrain.recipe import Part
 from posttrain.types import PosttrainError
 
 
@@ -30,7 +31,7 @@ def adapters_for(model: PreTrainedModel, lora: Lora, settings: SftTrain) -> Any:
             raise PosttrainError("lora.parts: the model reads text alone; leave it out")
         return LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **how)
     found = parts(model)
-    linear = {part: _linear(model, found[part]) for part in lora.parts}
+    linear: dict[Part, list[str]] = {part: _linear(model, found[part]) for part in lora.parts}
     for part, names in linear.items():
         if not names:
             raise PosttrainError(f"lora.parts: the model's {part} has no linear layer; leave it out")

@@ -26,7 +26,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from posttrain import models
 from posttrain.kinds import SftTrain
-from posttrain.multimodal import sees
+from posttrain.multimodal import parts, sees
 from posttrain.stop import Stop, Stopped
 from posttrain.train.adapters import adapters_for
 from posttrain.train.checkpoint import MANIFEST, last_whole, seal
@@ -82,9 +82,8 @@ def sft(
         if eyes is not None:
             args.ddp_find_unused_parameters = True  # rows without a picture leave the tower out
             if pictures:
-                collator = WithPictures(
-                    DataCollatorForLanguageModeling(tokenizer.pad_token_id), eyes, pictures
-                )
+                end: Any = tokenizer.pad_token_id
+                collator = WithPictures(DataCollatorForLanguageModeling(end), eyes, pictures)
         groups(model, settings.learning_rate, settings.rates)  # freezes what has rate 0
         adapters = adapters_for(model, settings.lora, settings) if settings.lora else None
         trainer = _Trainer(
@@ -98,7 +97,9 @@ def sft(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.keep, trainer.rates = settings.keep, settings.rates
-        trainer.still = _still(trainer.model) if eyes is not None else ()
+        if eyes is not None:
+            trainer.still = _still(trainer.model)
+            _always_learns(model)
         trainer.is_of = _fingerprint(data, pictures, settings, seed, compute)
         if settings.packing and not keeps_apart(trainer.model, trainer.data_collator, compute):
             attention = model.config.get_text_config()._attn_implementation
@@ -215,12 +216,12 @@ class _Trainer(Trainer):
         self._total_train_tokens = ours["tokens"]
         return str(saved)
 
-    def _load_from_checkpoint(self, checkpoint: Any, model: Any = None) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: Any, model: Any = None) -> None:
         policy: Any = self.model if model is None else model
         if not sees(policy) or hasattr(policy, "get_base_model"):
-            return super()._load_from_checkpoint(checkpoint, model)
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
         # Their weights have other names in a folder, and the trainer passes over what it does not know.
-        saved = type(policy).from_pretrained(checkpoint, dtype=policy.dtype)
+        saved = type(policy).from_pretrained(resume_from_checkpoint, dtype=policy.dtype)
         policy.load_state_dict(saved.state_dict())
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -248,6 +249,16 @@ class _Watch(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if "loss" in logs and state.is_world_process_zero:  # not the summary at the end
             self.tell(state.global_step, state.max_steps, dict(logs))
+
+
+def _always_learns(model: Any) -> None:
+    """Where the language model is kept, words alone have no gradient: give them one of zero.
+
+    Within the forward, where several processes look for what a batch uses.
+    """
+    if not any(p.requires_grad for p in parts(model)["language"]):
+        least = min((p for p in model.parameters() if p.requires_grad), key=torch.Tensor.numel)
+        model.get_input_embeddings().register_forward_hook(lambda _module, _args, out: out + 0 * least.sum())
 
 
 def _still(module: Any) -> list[Any]:
@@ -318,7 +329,8 @@ def _fingerprint(
     """Of all that a checkpoint hangs on, so that none is continued as something else."""
     same = settings.model_dump(exclude={"checkpoint_every", "keep"})
     digest = hashlib.sha256(json.dumps([same, seed, str(compute)]).encode())
-    for row in data:
+    rows: Any = data
+    for row in rows:
         digest.update(json.dumps(row).encode())
         for picture in pictures.get(row["row"], ()):
             digest.update(picture.digest.encode())

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +29,8 @@ from posttrain.types import Encoded, PosttrainError, Prompt
 
 pytest.importorskip("PIL")
 from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 pytestmark = pytest.mark.usefixtures("home", "one_process")
 
@@ -258,7 +263,7 @@ def test_loss_and_gradient_are_a_plain_forwards(tmp_path: Path, monkeypatch: pyt
             if label != -100:
                 total, count = total - logits[place - 1, label], count + 1
     (total / count).backward()
-    assert len(run.curve) == 1 and run.curve[0][1]["loss"] == pytest.approx(float(total / count), abs=1e-4)
+    assert len(run.curve) == 1 and run.curve[0][1]["loss"] == pytest.approx((total / count).item(), abs=1e-4)
     expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert grads.keys() == expected.keys() and any("vision_tower" in name for name in grads)
     for name, grad in expected.items():
@@ -282,7 +287,7 @@ def test_a_tiny_model_learns_two_colours(tmp_path: Path) -> None:
         for pair in zip(reds, blues, strict=True)
         for one, name in zip(pair, ("red", "blue"), strict=True)
     ]
-    settings = SETTINGS.model_copy(update={"epochs": 20.0, "batch": 8, "rows": 8, "learning_rate": 3e-3})
+    settings = SETTINGS.model_copy(update={"epochs": 40.0, "batch": 8, "rows": 8})
     run = Run(tmp_path, settings, examples)
     assert run.curve[-1][1]["mean_token_accuracy"] == 1.0
     encode = models.encoder(run.model, run.tokenizer)
@@ -439,3 +444,47 @@ def test_another_picture_is_other_data(tmp_path: Path) -> None:
     assert Run(tmp_path, ask_at=0).stopped
     with pytest.raises(PosttrainError, match="other examples"):
         Run(tmp_path, examples=[chat(BLUE, "Which colour?", answer="red"), *MIXED[1:]])
+
+
+TWO = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import torch.distributed as dist
+
+from posttrain.train.sft import sft
+from tests.train.test_sft_vision import MIXED, SETTINGS, seeing
+
+folder, rows = Path(sys.argv[1]), int(sys.argv[2])
+model, words = seeing()
+settings = SETTINGS.model_copy(update={"batch": 2, "rows": rows, "rates": {"tower": 1e-3, "language": 0}})
+trained = sft([*MIXED, MIXED[0]], model, words, settings, folder / f"run-{rows}", seed=3,
+              compute=torch.float32, stop=SimpleNamespace(asked=False, signal=15), on_log=lambda *_: None)
+if not dist.is_initialized() or dist.get_rank() == 0:
+    torch.save(trained.state_dict(), folder / f"end-{rows}.pt")
+if dist.is_initialized():
+    dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
+    """Each with rows of words alone at some time, of which nothing that learns computes anything."""
+    (tmp_path / "two.py").write_text(TWO)
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    for start, rows in (((), "2"), (launch, "1")):
+        done = subprocess.run(
+            [sys.executable, *start, str(tmp_path / "two.py"), str(tmp_path), rows],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+    one, two = (torch.load(tmp_path / f"end-{rows}.pt") for rows in (2, 1))
+    start = seeing()[0].state_dict()
+    moved = torch.cat([(one[name] - start[name]).flatten() for name in start])
+    apart = torch.cat([(one[name] - two[name]).flatten() for name in start])
+    assert moved.norm() > 0.01 and apart.norm() < 1e-3 * moved.norm()
