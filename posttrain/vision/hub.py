@@ -58,7 +58,9 @@ class HubReader(Reader):
         found: the processor's files. What is wrong with them is said where a picture first comes.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, found: Mapping[str, bytes]):
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, found: Mapping[str, bytes]
+    ):
         config: Any = model.config
         super().__init__(tokenizer, config.image_token_id, KEPT)
         around = (getattr(config, f"vision_{end}_token_id", None) for end in ("start", "end"))
@@ -71,13 +73,18 @@ class HubReader(Reader):
             self._processor = _processor(config, tokenizer, found)
         except (ImportError, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
             said = " ".join(str(error).split())[:300]
-            self._wrong = f"the model's own processor of pictures does not run here: {said}" if found else MISSING
+            self._wrong = (
+                f"the model's own processor of pictures does not run here: {said}" if found else MISSING
+            )
 
     def shown(self, one: Picture) -> Shown:
         if self._processor is None:
             raise PosttrainError(f"{one.name}: {self._wrong}")
         made = self._processor(
-            images=[one.open()], text=[self._processor.image_token], return_tensors="pt", add_special_tokens=False
+            images=[one.open()],
+            text=[self._processor.image_token],
+            return_tensors="pt",
+            add_special_tokens=False,
         )
         seen: Seen = {name: made[name] for name in made if name in self._takes}
         if "pixel_attention_mask" in seen:  # [1, tiles, …]: the tiles of several pictures are joined
@@ -116,6 +123,8 @@ def of_images(kind: Any) -> Any:
         return [name for name in kind.get_attributes() if name != "video_processor"]
 
     module = sys.modules[kind.__module__]
-    if getattr(module, "num2words", True) is None:  # SmolVLM's refuses to be without it, for lengths of videos
+    if (
+        getattr(module, "num2words", True) is None
+    ):  # SmolVLM's refuses to be without it, for lengths of videos
         module.num2words = str
     return type(kind.__name__, (kind,), {"get_attributes": classmethod(get_attributes)})

@@ -27,7 +27,9 @@ def tokenizer_with(tokens: dict[str, str], image: str) -> t.PreTrainedTokenizerF
     """Characters are tokens; `tokens` are named ones of their own, as the families' tokenizers have them."""
     rows = [f"<row_{i + 1}_col_{j + 1}>" for i in range(4) for j in range(4)]
     marks = [*SPECIALS[:5], *tokens.values(), *rows]
-    vocab = {token: i for i, token in enumerate(dict.fromkeys([*SPECIALS, *tokens.values(), *rows, *LETTERS]))}
+    vocab = {
+        token: i for i, token in enumerate(dict.fromkeys([*SPECIALS, *tokens.values(), *rows, *LETTERS]))
+    }
     raw = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     raw.decoder = decoders.Fuse()
