@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 
 from posttrain.types import Encoded, PosttrainError
 
-# What a tower takes of one picture; those of several are joined at dimension 0. {"pixel_values": [1, 3, H, W]},
-# or its tiles [N, 3, H, W], or its patches [N, D] and {"image_grid_thw": [1, 3]}.
+# What a tower takes of one picture: {"pixel_values": [1, 3, H, W]}, or its tiles [N, 3, H, W], or its patches
+# [N, D] and {"image_grid_thw": [1, 3]}. Those of several are joined at dimension 0.
 Seen = dict[str, Tensor]
 
 BANNED = -3e4  # the logit of a token that must not be drawn; finite in every type, so that p log p is 0

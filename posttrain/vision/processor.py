@@ -122,20 +122,28 @@ class Processor(Reader):
 
     def __init__(self, config: Any, tokenizer: PreTrainedTokenizerFast):
         from posttrain.vision import towers
+        from posttrain.vision.model import connector_for
 
         tower = config.vision_config
         with torch.device("meta"):
-            built = towers.build(tower.kind, tower.settings)
-        self.side, self.mean, self.std = built.image_size, built.mean, built.std
-        self.resize, self.count = getattr(pictures, config.resize), config.image_seq_length
-        super().__init__(tokenizer, config.image_token_id, max(1, KEPT // (12 * self.side**2)))
+            self.tower = towers.build(tower.kind, tower.settings)
+            self.connector = connector_for(self.tower, config.connector, 1, config.tokens_per_image)
+        self.resize = config.resize
+        self.most_pixels = config.most_pixels or self.tower.image_size**2
+        super().__init__(tokenizer, config.image_token_id, max(1, KEPT // (12 * self.most_pixels)))
 
     def shown(self, one: Picture) -> Shown:
-        return [self.token] * self.count, {"pixel_values": self.pixels(one.open())}
+        pixels = self.pixels(one.open())
+        count = self.connector.count(self.tower.grid(*pixels.shape[-2:]))
+        return [self.token] * count, {"pixel_values": pixels}
 
     def pixels(self, image: Image.Image) -> Tensor:
-        """An RGB image of any size -> [1, 3, S, S], normalized."""
-        scaled: Image.Image = self.resize(image, self.side).image
+        """An RGB image of any size -> [1, 3, H, W], normalized."""
+        if self.resize == "native":
+            step = self.tower.stride * self.connector.block
+            scaled = pictures.native(image, step, self.most_pixels).image
+        else:
+            scaled = getattr(pictures, self.resize)(image, self.tower.image_size).image
         values = torch.from_numpy(np.array(scaled, dtype=np.float32)).div_(255)
-        values.sub_(torch.tensor(self.mean)).div_(torch.tensor(self.std))
+        values.sub_(torch.tensor(self.tower.mean)).div_(torch.tensor(self.tower.std))
         return values.permute(2, 0, 1)[None].contiguous()

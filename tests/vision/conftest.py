@@ -1,4 +1,4 @@
-"""Small models of the families on the Hub that see, each with a tokenizer and a processor, made from configs."""
+"""Small models of the families on the Hub that see, each with a tokenizer and a processor."""
 
 from __future__ import annotations
 
