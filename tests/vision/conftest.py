@@ -20,7 +20,7 @@ PARTS = (
 )
 SPECIALS = ["<unk>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "\n"]
 LETTERS = [*map(chr, range(32, 127)), "é"]
-PIXELS = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+PIXELS: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 
 
 def tokenizer_with(tokens: dict[str, str], image: str) -> t.PreTrainedTokenizerFast:
@@ -77,7 +77,17 @@ def _text(kind: type, tokenizer: Any, **more: Any) -> Any:
     )
 
 
-VIT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+VIT: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 
 
 def llava() -> Family:
@@ -89,7 +99,7 @@ def llava() -> Family:
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
     )
-    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    size: dict[str, Any] = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
     processor = t.LlavaProcessor(
         t.CLIPImageProcessorPil(**size, **PIXELS),
         tokenizer,
@@ -116,7 +126,7 @@ def _tiles(model: Any, config: Any, vision: Any, processor: Any, images: Any, **
         pad_token_id=1,
         tie_word_embeddings=False,
     )
-    size = {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32}}
+    size: dict[str, Any] = {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32}}
     own = of_images(processor)(
         image_processor=images(**size, **PIXELS), tokenizer=tokenizer, image_seq_len=4, **more
     )

@@ -29,6 +29,12 @@ ALL = (*PACKED, *AXES)
 SIZES = ((48, 32), (20, 64), (33, 33))
 
 
+def mark_of(model: Any) -> int:
+    mark = image_token(model)
+    assert mark is not None
+    return mark
+
+
 def image(number: int) -> Image.Image:
     width, height = SIZES[number % len(SIZES)]
     return Image.fromarray(np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8))
@@ -150,16 +156,16 @@ def test_each_picture_is_apart_and_comes_to_its_tokens(opened: Any, name: str) -
     found = encode(Prompt("row", messages(*ASKED[2]), None))
     assert len(found.pictures) == 2
     with torch.no_grad():
-        both = features(model, found.pictures, found.count(image_token(model)))
+        both = features(model, found.pictures, found.count(mark_of(model)))
         each = [
-            features(model, [p], encode(Prompt("row", messages(k), None)).count(image_token(model)))
+            features(model, [p], encode(Prompt("row", messages(k), None)).count(mark_of(model)))
             for k, p in zip((1, 2), found.pictures, strict=True)
         ]
     torch.testing.assert_close(both, torch.cat(each), atol=1e-4, rtol=1e-4)
     prompt = example(model)
     assert prompt is not None
     with torch.no_grad():
-        features(model, prompt.pictures, prompt.count(image_token(model)))
+        features(model, prompt.pictures, prompt.count(mark_of(model)))
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -33,6 +33,12 @@ def png(tmp_path: Path) -> Path:
     return tmp_path / "one.png"
 
 
+def mark_of(model: Any) -> int:
+    mark = image_token(model)
+    assert mark is not None
+    return mark
+
+
 def asking(picture: Picture, name: str = "train-3") -> Prompt:
     parts: list[Any] = [{"type": "image", "image": picture}, {"type": "text", "text": "What is it?"}]
     return Prompt(name, [{"role": "user", "content": parts}], None)
@@ -164,7 +170,7 @@ def test_a_template_that_reads_text_gets_text(family: Any, tmp_path: Path, png: 
     model, tokenizer = models.load(str(tmp_path / "model"))
     assert not reads_parts(tokenizer, "<image>")
     found = models.encoder(model, tokenizer)(prompt)
-    assert found.count(image_token(model)) == 16
+    assert found.count(mark_of(model)) == 16
     assert tokenizer.decode(found) == "<image>" * 16 + "What is it?|"
 
 
@@ -198,7 +204,7 @@ def test_a_damaged_picture_names_its_row_all_the_way(family: Any, tmp_path: Path
     sources = {name: {"source": str(tmp_path / f"{name}.jsonl")} for name in ("train", "heldout")}
     train, _ = data.load(Data.model_validate({"images": ["image"], **sources}))
     encode = models.encoder(model, tokenizer)
-    assert encode(train[0]).count(image_token(model))
+    assert encode(train[0]).count(mark_of(model))
     with pytest.raises(PosttrainError, match=r"data\.train, row 1.*cut\.png cannot be decoded"):
         encode(train[1])
     text, its = models.load("tiny")
