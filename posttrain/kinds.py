@@ -12,6 +12,7 @@ from posttrain.recipe import (
     Judged,
     Model,
     Positive,
+    Rates,
     Recipe,
     Sampling,
     Share,
@@ -38,6 +39,10 @@ class Lora(Section):
     alpha: Positive = 32.0
     """The adapters' product counts alpha / rank times."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    parts: Annotated[tuple[Literal["tower", "language"], ...], Field(strict=False, min_length=1)] = (
+        "language",
+    )
+    """Of a model that sees, where the adapters are. Its connector has none: it is trained whole."""
 
 
 class SftTrain(Section):
@@ -48,13 +53,15 @@ class SftTrain(Section):
     rows: Count = 4
     """Examples of a forward pass in one process."""
     learning_rate: Positive = 2e-5
+    rates: Rates = Field(default_factory=dict)
+    """Learning rates of parts of a model that sees: tower, connector, language; 0 keeps one as it is."""
     warmup: Whole = 0
     """In updates."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     max_length: Annotated[int, Field(ge=2)] = 1024
-    """In tokens; what is longer is cut at its end."""
+    """In tokens; what is longer is cut at its end, and left out where that would cut a picture off."""
     packing: bool = False
-    """Put whole examples side by side in rows of `max_length` tokens; none sees another."""
+    """Put whole examples side by side in rows of `max_length` tokens; none sees another. Words alone."""
     loss: Literal["completion", "all"] = "completion"
     """completion: answers alone carry loss. all: prompts too."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

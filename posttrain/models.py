@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -35,6 +35,9 @@ from posttrain.multimodal import body, sees
 from posttrain.recipe import Vision
 from posttrain.types import Message, PosttrainError, Prompt
 from posttrain.words import did_you_mean
+
+if TYPE_CHECKING:
+    from posttrain.vision.processor import Processor
 
 log = logging.getLogger(__name__)
 
@@ -303,6 +306,25 @@ def encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Calla
     if isinstance(model, VisionLanguageModel):
         return Processor(model.config, tokenizer)
     return HubReader(model, tokenizer, getattr(model, "processor_files", {}))
+
+
+def processor(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Processor | None:
+    """What reads the pictures of examples for a model; None for one that sees none.
+
+    Raises:
+        PosttrainError: the model sees by a tower that is not ours, and cannot be fine-tuned on examples yet.
+    """
+    if not sees(model):
+        return None
+    from posttrain.vision.processor import Processor
+
+    reads = encoder(model, tokenizer)
+    if isinstance(reads, Processor):
+        return reads
+    raise PosttrainError(
+        f"{type(model).__name__} cannot be fine-tuned on examples here, only by reinforcement learning; "
+        "give a language model a tower (model.vision), or leave this stage out"
+    )
 
 
 def text_encoder(tokenizer: PreTrainedTokenizerFast) -> Callable[[Prompt], list[int]]:

@@ -114,18 +114,29 @@ def _alike(pictures: Sequence[Seen]) -> Iterator[list[Seen]]:
         yield list(run)
 
 
+def joined(pictures: Sequence[Seen]) -> dict[str, Tensor]:
+    """What a model's own forward takes of some pictures.
+
+    Raises:
+        PosttrainError: they are of several shapes.
+    """
+    runs = list(_alike(pictures))
+    if len(runs) > 1:
+        raise PosttrainError("pictures of several shapes do not go through a model's own forward together")
+    return {name: torch.cat([p[name] for p in runs[0]]) for name in runs[0][0]} if runs else {}
+
+
 def inputs(model: PreTrainedModel, ids: Tensor, prompts: Sequence[list[int]]) -> dict[str, Tensor]:
     """What a model's own forward takes for rows ids [B, T] that begin with these prompts, B of them."""
     pictures = shown(prompts)
     if not pictures:
         return {"input_ids": ids}
     there = ids == image_token(model)
-    runs = list(_alike(pictures))
-    if len(runs) > 1:
+    if len(list(_alike(pictures))) > 1:
         embedded: Any = model.get_input_embeddings()(ids)
         made = features(model, pictures, int(there.sum())).to(embedded.dtype)
         return {"inputs_embeds": embedded.masked_scatter(there[..., None], made)}
-    given = {name: torch.cat([p[name] for p in pictures]).to(ids.device) for name in pictures[0]}
+    given = {name: x.to(ids.device) for name, x in joined(pictures).items()}
     taken = inspect.signature(model.forward).parameters
     return {"input_ids": ids, **given, **{name: there.long() for name in _KINDS if name in taken}}
 

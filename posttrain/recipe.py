@@ -123,7 +123,7 @@ class Source(Section):
 class Data(Section):
     train: Source
     heldout: Source
-    """Takes source, config, revision and args from `train` where it names no source of its own."""
+    """Takes source, config, revision, args and images from `train` where it names no source of its own."""
     also: Annotated[tuple[Source, ...], Field(strict=False)] = ()
     """More rows to train on, such as those of another task."""
     prompt: Text = "{question}"
@@ -147,7 +147,9 @@ class Data(Section):
         train, heldout = data.get("train"), data.get("heldout")
         if isinstance(train, dict) and isinstance(heldout, dict):
             if "source" not in heldout:
-                shared = {k: train[k] for k in ("source", "config", "revision", "args") if k in train}
+                shared = {
+                    k: train[k] for k in ("source", "config", "revision", "args", "images") if k in train
+                }
                 heldout = shared | heldout
             train, heldout = _with_split(train, "train"), _with_split(heldout, "test")
             data = data | {"train": train, "heldout": heldout}
@@ -202,6 +204,8 @@ class Reward(Section):
     """`accuracy` (ships), `./my_reward.py:fn` (your file) or `package.module:fn` (installed)."""
     weight: float = 1.0
     args: dict[str, Any] = Field(default_factory=dict)
+    where: dict[str, Any] = Field(default_factory=dict)
+    """For rows with these values in these columns, such as {task: count}; to others it does not apply."""
 
 
 class Sampling(Section):

@@ -23,10 +23,11 @@ from posttrain import models, settings
 from posttrain.evaluate.display import Display
 from posttrain.evaluate.harness import evaluate, judge_specs
 from posttrain.files import append, replace_text
-from posttrain.harness.answer import Answerer
-from posttrain.harness.native import engine_for
+from posttrain.harness.blind import blind
+from posttrain.harness.native import NativeAnswerer, engine_for
 from posttrain.kinds import Eval, Sft
 from posttrain.machine import machine
+from posttrain.multimodal import sees
 from posttrain.past import held
 from posttrain.recipe import Model, Recipe, Stage
 from posttrain.rewards import Rewards, RewardSpec
@@ -138,13 +139,17 @@ class HeldOut:
         drawn = stage.sampling.max_tokens if isinstance(stage, Recipe) else MAX_TOKENS
         self.max_tokens = stage.evaluate.max_tokens or drawn
         first = stage.rewards[0]
-        specs = judge_specs(stage.evaluate.form, RewardSpec(first.use, first.weight, first.args))
+        specs = judge_specs(stage.evaluate.form, RewardSpec(first.use, first.weight, first.args, first.where))
         self.judge = session.stack.enter_context(Rewards(specs, stage.reward_deadline))
+        self.shows = any(prompt.pictures for prompt in rows)
+        self.tower: dict[str, Any] | None = session.result.get("before", {}).get("tower")  # the first record
+        self.told: set[str] = set()
 
-    def __call__(self, answerer: Answerer, step: int, phase: str | None = None) -> dict[str, Any]:
+    def __call__(self, answerer: NativeAnswerer, step: int, phase: str | None = None) -> dict[str, Any]:
         """-> the evaluation, empty on other processes than the main one.
 
-        A phase ("before", "after") draws samples too, and is recorded with every answer.
+        A phase ("before", "after") draws samples too, asks again without the pictures, and is recorded with
+        every answer.
         """
         session, evaluation = self.session, {}
         if session.main:
@@ -157,10 +162,13 @@ class HeldOut:
                 temperature=self.settings.temperature,
                 seed=self.seed,
                 judge=self.judge,
+                without=blind(self.rows, answerer, self.seed) if phase and self.shows else None,
                 on_progress=lambda done, total: session.watch(
                     f"evaluating {phase or ''}".strip(), done, total
                 ),
             )
+            if self.shows and answerer.model is not None and sees(answerer.model):
+                evaluation |= self._look(answerer.model, answerer.encode, phase, records)
             if phase is not None:
                 lines = [{"step": step, "phase": phase, **record} for record in records]
                 append(session.folder / "samples.jsonl", lines)
@@ -168,18 +176,57 @@ class HeldOut:
         session.accelerator.wait_for_everyone()
         return evaluation
 
+    def _look(
+        self, model: PreTrainedModel, encode: Encode, phase: str | None, records: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        """The tower's health, for the evaluation; pictures for the records. What fails here is only told."""
+        from posttrain.evaluate import looking  # models of words alone need none of it
+
+        found: dict[str, Any] = {}
+        folder = self.session.folder
+        try:
+            self.session.watch("looking at the tower")
+            tokens = looking.tower_tokens(model, self.rows, encode)
+            if tokens is not None:
+                found["tower"] = looking.tower_record(tokens, self.tower)
+                self.tower = self.tower or found["tower"]
+                self._tell(found["tower"]["alarms"])
+            if phase is not None:
+                looking.keep_pictures(folder, self.rows, records)
+            if phase == "after":
+                looking.keep_where_it_looked(folder, model, encode, self.rows, records)
+        except Stopped:
+            raise
+        except Exception as error:
+            log.warning("what the model sees could not be shown: %s: %s", type(error).__name__, error)
+        return found
+
+    def _tell(self, alarms: Sequence[str]) -> None:
+        """Each alarm once, while the run goes on."""
+        for alarm in alarms:
+            if alarm not in self.told and self.session.display is not None:
+                self.session.display.note(f"tower: {alarm}")
+        self.told |= set(alarms)
+
 
 def load(model: Model) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The model that a recipe asks for, with its tokenizer."""
     return models.load(model.name, tokens=model.tokens, layers=model.layers, vision=model.vision)
 
 
-def answering(session: Session, model: Model) -> tuple[Engine, Encode]:
-    """A model that only answers: its engine, and how it reads prompts."""
+def answering(session: Session, model: Model) -> tuple[Engine, Encode, PreTrainedModel | None]:
+    """A model that only answers: its engine, how it reads prompts, and itself where it sees."""
     session.watch("loading the model")
     loaded, tokenizer = load(model)
     policy = Policy(loaded.eval().to(session.accelerator.device))
-    return engine_for(policy, tokenizer, session.dtype), models.encoder(loaded, tokenizer)
+    engine = engine_for(policy, tokenizer, session.dtype)
+    return engine, models.encoder(loaded, tokenizer), loaded if sees(loaded) else None
+
+
+def answerer_of(session: Session, model: Model) -> NativeAnswerer:
+    """A model that only answers, as an answerer."""
+    engine, encode, seeing = answering(session, model)
+    return NativeAnswerer(engine, encode, model=seeing)
 
 
 def check_trackers(trackers: Sequence[str]) -> None:

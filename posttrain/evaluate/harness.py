@@ -1,16 +1,19 @@
 """Held-out accuracy of a policy: greedy and sampled, strict (the asked-for form) and lenient (last number).
 
-It asks, seeds, judges and counts by the functions of `posttrain eval` (posttrain.harness), and with a steady
-answerer gives what that gives of the saved model: the same rows, sampling and seed, to the last character.
+It asks, seeds, judges and counts by the functions of `posttrain eval` (posttrain.harness): one model, the
+same rows, sampling and seed give the same answers and numbers in both. A run answers with the engine that
+trains, though, which holds the weights already and pads no batch; `posttrain eval` with the steady one. So
+where rounding depends on what is answered beside (bfloat16, CUDA), a near tie may fall the other way.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from posttrain.harness import blind
 from posttrain.harness.answer import Answer, Answerer, OnProgress, requests_for
 from posttrain.harness.facts import by_question, shares
 from posttrain.harness.intervals import average
@@ -22,7 +25,11 @@ from posttrain.verify.equations import has_step
 
 def judge_specs(form: str | None, first: Spec) -> list[RewardSpec]:
     """The two rewards that a judge is made of. Without a strict `form`, the recipe's first reward decides."""
-    strict = RewardSpec("accuracy", 1.0, {"form": form}) if form else RewardSpec(first.use, 1.0, first.args)
+    strict = (
+        RewardSpec("accuracy", 1.0, {"form": form})
+        if form
+        else RewardSpec(first.use, 1.0, first.args, first.where)
+    )
     return [strict, RewardSpec("accuracy", 0.0, {"form": "last_number"})]  # weight 0: seen, not in the total
 
 
@@ -36,17 +43,21 @@ def evaluate(
     temperature: float,
     seed: int,
     judge: Scorer,
+    without: Mapping[str, Sequence[Prompt]] | None = None,
     on_progress: OnProgress | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """One greedy answer a prompt and, if `samples` > 0, that many sampled ones at `temperature`.
 
     judge: `posttrain.rewards.Rewards` of `judge_specs`; names[0] is strict, names[1] lenient.
+    without: the prompts with other pictures than theirs, as `harness.blind.blind` gives them.
     Returns the evaluation, and one record a prompt of its greedy answer. The evaluation:
         "strict", "lenient": {"accuracy", "ci95": [lo, hi], "n"}, greedy
         "sampled": the same of the sampled answers, strict, with "samples"; None without any
         "form": the strict form
         "length": mean tokens, "steps_share": share with a visible worked step, "truncated": share; greedy
         "failures": {"name: reason": count}, only where a verdict could not be reached
+        "blank", "shuffled": of `without`, greedy and strict, with "paired": what the pictures add;
+        "warnings": [sentence], only where they add nothing
     An answer that the verifier failed on counts as not right; a prompt that the rule does not apply to is
     left out, and so is one that leaves no room in the model's context.
     """
@@ -56,18 +67,25 @@ def evaluate(
         raise ValueError(
             f"a judge needs a strict and a lenient reward with different names, got {judge.names}"
         )
-    by_id, total = {prompt.id: prompt for prompt in prompts}, len(prompts) * (1 + max(0, samples))
+    without = without or {}
+    total = len(prompts) * (1 + max(0, samples)) + sum(map(len, without.values()))
+    begun = 0
     failures: Counter[str] = Counter()
 
-    def draw(of_each: int, temperature: float, before: int) -> tuple[list[Answer], list[Score | None]]:
+    def draw(
+        asked: Sequence[Prompt], of_each: int, temperature: float
+    ) -> tuple[list[Answer], list[Score | None]]:
+        nonlocal begun
+        before, begun = begun, begun + len(asked) * of_each
+
         def report(done: int, _: int) -> None:
             if on_progress is not None:
                 on_progress(before + done, total)
 
-        keys = [(prompt.id, k) for prompt in prompts for k in range(of_each)]
+        keys = [(prompt.id, k) for prompt in asked for k in range(of_each)]
         found: dict[tuple[str, int], Answer] = {}
         answerer.answer(
-            requests_for(keys, by_id, seed),
+            requests_for(keys, {prompt.id: prompt for prompt in asked}, seed),
             replace(sampling, temperature=temperature),
             lambda answer: found.update({answer.key: answer}),
             report,
@@ -78,11 +96,11 @@ def evaluate(
         failures.update(f"{name}: {why}" for score in given if score for name, why in score.failures.items())
         return answers, given
 
-    answers, given = draw(1, 0.0, 0)
+    answers, given = draw(prompts, 1, 0.0)
     strict, lenient = (_verdicts(answers, given, name) for name in judge.names[:2])
     sampled = None
     if samples > 0:
-        drawn = _verdicts(*draw(samples, temperature, len(prompts)), judge.names[0])
+        drawn = _verdicts(*draw(prompts, samples, temperature), judge.names[0])
         sampled = _accuracy(drawn) | {"samples": sum(one["right"] is not None for one in drawn)}
     counts = [answer.tokens for answer in answers if answer.tokens is not None]
     evaluation: dict[str, Any] = {
@@ -94,6 +112,12 @@ def evaluate(
         "steps_share": sum(has_step(answer.completion) for answer in answers) / len(answers),
         "truncated": sum(answer.finish == "length" for answer in answers) / len(answers),
     }
+    for kind, asked in without.items():
+        found = blind.against(strict, _verdicts(*draw(asked, 1, 0.0), judge.names[0]))
+        if found is not None:
+            said = blind.warning(found) if kind == "blank" else None
+            evaluation |= {"warnings": [said]} if said else {}
+            evaluation[kind] = {"accuracy": found.pop("value"), **found}
     if failures:
         evaluation["failures"] = dict(failures)
     records = [_record(*of_one) for of_one in zip(prompts, answers, given, strict, lenient, strict=True)]

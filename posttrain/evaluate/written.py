@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import zip_longest
 
 from posttrain.evaluate.charts import escape
@@ -94,14 +95,19 @@ def completion(record: Record, word: str, file: str = SAMPLES) -> str:
 def _measured(run: Run) -> str:
     """Of a model that was only evaluated: right and wrong answers in turn, the file's first ones."""
     records = [pair["after"] for pair in run.pairs.values() if "after" in pair]
-    kinds = [[r for r in records if r.get("strict") is verdict] for verdict in (True, False)]
-    mixed = [record for turn in zip_longest(*kinds) for record in turn if record is not None]
     shown = "".join(
         f'<article class="sample">{question(r)}<div class="sides">{completion(r, "greedy")}</div></article>'
-        for r in (mixed or records)[:SHOWN]
+        for r in mixed(records)[:SHOWN]
     )
     about = '<p class="about">Right and wrong answers in turn, the first ones in the file.</p>'
     return f"<section><h2>What it writes</h2>{about}{shown}</section>" if shown else ""
+
+
+def mixed(records: Sequence[Record]) -> list[Record]:
+    """Right and wrong answers in turn, each in their order; all of them where none was judged."""
+    kinds = [[r for r in records if r.get("strict") is verdict] for verdict in (True, False)]
+    found = [record for turn in zip_longest(*kinds) for record in turn if record is not None]
+    return found or list(records)
 
 
 def _latest(run: Run) -> str:

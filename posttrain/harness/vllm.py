@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from importlib.metadata import distributions
 from typing import Any
 
+import torch
+
 from posttrain import models
 from posttrain.harness.answer import Answer, OnAnswer, OnProgress, Request, failed
 from posttrain.types import PosttrainError, Sampling
@@ -27,6 +29,8 @@ class VllmAnswerer:
         """
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # no process that a kill would leave
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        if not torch.cuda.is_available():  # else it asks for nearly all of the memory, free or not
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")  # GiB
         try:
             import vllm  # pyright: ignore[reportMissingImports]
             from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]

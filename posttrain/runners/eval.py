@@ -6,10 +6,9 @@ from typing import Any
 
 from posttrain import data, models
 from posttrain.evaluate.report import write_report
-from posttrain.harness.native import NativeAnswerer
 from posttrain.kinds import Eval
 from posttrain.past import rewind
-from posttrain.session import HeldOut, Session, answering
+from posttrain.session import HeldOut, Session, answerer_of
 from posttrain.stop import Stop
 
 OUTPUTS = ("result.json",)
@@ -24,7 +23,7 @@ def run(stage: Eval, past: dict[str, Any] | None, stop: Stop) -> None:
         if session.main:
             rewind(session.folder, {})
         evaluator = HeldOut(session, stage, heldout)
-        answerer = NativeAnswerer(*answering(session, stage.model))
+        answerer = answerer_of(session, stage.model)
         session.result["after"] = evaluator(answerer, 0, "after")
         session.write_result()
         if session.main:

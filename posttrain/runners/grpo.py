@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from posttrain import data, models
 from posttrain.evaluate.report import write_report
+from posttrain.evaluate.thumbnails import told
 from posttrain.files import append
 from posttrain.harness.native import NativeAnswerer, engine_for
 from posttrain.past import lengths, rewind, with_inputs
@@ -78,7 +79,7 @@ class _Run:
             checkpoint.load_optimizer(saved, optimizer)
         engine = engine_for(policy, self.tokenizer, session.dtype)
         encode = models.encoder(model, self.tokenizer)
-        self.answerer = NativeAnswerer(engine, encode)
+        self.answerer = NativeAnswerer(engine, encode, model=model)
         if recipe.evaluate.before and "before" not in session.result:
             session.result["before"] = self.heldout(self.answerer, 0, "before")
             session.result["records"] = lengths(self.folder)
@@ -181,6 +182,7 @@ def _samples(step: int, groups: list[Group]) -> list[dict[str, Any]]:
             "failures": score.failures,
             "finish": completion.finish,
             "tokens": len(completion.tokens),
+            **({"pictures": [*map(told, group.prompt.pictures)]} if group.prompt.pictures else {}),
         }
         for group in groups
         for completion, score in zip(group.completions, group.scores, strict=True)

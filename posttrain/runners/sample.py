@@ -31,7 +31,7 @@ def run(stage: Sample, past: dict[str, Any] | None, stop: Stop) -> None:
         session.show(0)
         session.write_result()  # what was read, before the first shard hangs on it
         accelerator = session.accelerator
-        engine, encode = answering(session, stage.model)
+        engine, encode, _ = answering(session, stage.model)
         draw(
             engine,
             prompts,

@@ -14,8 +14,9 @@ from posttrain.evaluate.report import write_report
 from posttrain.files import replace_text
 from posttrain.harness.native import NativeAnswerer, engine_for
 from posttrain.kinds import Sft
+from posttrain.multimodal import body
 from posttrain.past import forget_updates, lengths, rewind, with_inputs
-from posttrain.session import HeldOut, Session, answering, check_trackers, load
+from posttrain.session import HeldOut, Session, answerer_of, check_trackers, load
 from posttrain.stop import Stop, Stopped
 from posttrain.train.logprobs import Policy
 from posttrain.train.sft import found, newest, sft
@@ -49,7 +50,7 @@ def _go(stage: Sft, session: Session, rows: list[Example], heldout: HeldOut) -> 
         if session.main:
             rewind(folder, {})
         if stage.evaluate.before:
-            answerer = NativeAnswerer(*answering(session, stage.model))
+            answerer = answerer_of(session, stage.model)
             result["before"] = heldout(answerer, 0, "before")
             del answerer  # and its model, before the next is loaded
         result["records"] = lengths(folder)
@@ -61,8 +62,8 @@ def _go(stage: Sft, session: Session, rows: list[Example], heldout: HeldOut) -> 
         forget_updates(folder, result["records"], _step(saved) if saved else 0)
     model, tokenizer = load(stage.model)
     if session.accelerator.device.type == "cpu":  # torch's fused attention took 2.5 times as long there
-        model.set_attn_implementation("eager")
-    _show(stage, rows, tokenizer, session)
+        body(model).set_attn_implementation("eager")
+    _show(stage, rows, tokenizer, models.processor(model, tokenizer), session)
     last = time.perf_counter()
 
     def on_log(update: int, updates: int, metrics: dict[str, float]) -> None:
@@ -89,7 +90,8 @@ def _go(stage: Sft, session: Session, rows: list[Example], heldout: HeldOut) -> 
         raise Stopped(session.stop.signal)
     policy = Policy(model.to(session.accelerator.device))
     result["steps"] = _step(found(checkpoints)[-1])
-    answerer = NativeAnswerer(engine_for(policy, tokenizer, session.dtype), models.encoder(model, tokenizer))
+    engine, encode = engine_for(policy, tokenizer, session.dtype), models.encoder(model, tokenizer)
+    answerer = NativeAnswerer(engine, encode, model=model)
     after = heldout(answerer, result["steps"], "after")
     if session.main:
         session.watch("saving")
@@ -101,10 +103,10 @@ def _step(saved: Path) -> int:
     return int(saved.name.removeprefix("step-"))
 
 
-def _show(stage: Sft, rows: list[Example], tokenizer: Any, session: Session) -> None:
+def _show(stage: Sft, rows: list[Example], tokenizer: Any, eyes: Any, session: Session) -> None:
     """In the terminal and in a file: what the model sees, and which of it carries loss."""
     # By TRL's trainer, so every process takes part. No text has control characters of its own in it.
-    green = [shown(row, tokenizer, stage.train, GREEN) for row in rows[:SHOWN]]
+    green = [shown(row, tokenizer, stage.train, GREEN, eyes) for row in rows[:SHOWN]]
     if session.display is None:
         return
     texts = [text.replace(GREEN[0], MARKS[0]).replace(GREEN[1], MARKS[1]) for text in green]

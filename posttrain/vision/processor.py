@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from posttrain import picture as pictures
 from posttrain.multimodal import Seen
 from posttrain.picture import Picture
-from posttrain.types import Encoded, Message, PosttrainError, Prompt
+from posttrain.types import Encoded, ImagePart, Message, PosttrainError, Prompt, TextPart
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -95,8 +95,18 @@ class Reader:
         if self._parts:
             told: Any = [p if p["type"] == "text" else {"type": "image"} for p in parts]
         else:
-            told = "".join(p["text"] if p["type"] == "text" else self.mark for p in parts)
+            told = self.text(content)
         return {"role": message["role"], "content": told}
+
+    def text(self, content: str | list[TextPart | ImagePart]) -> str:
+        """One text with the image token for each picture: templates of language models read no parts."""
+        if isinstance(content, str):
+            return content
+        return "".join(p["text"] if p["type"] == "text" else self.mark for p in content)
+
+    def seen(self, one: Picture) -> Seen:
+        """What a tower takes of a picture; the last few are kept."""
+        return self._shown(one)[1]
 
 
 def reads_parts(tokenizer: PreTrainedTokenizerFast, mark: str) -> bool:
@@ -131,6 +141,20 @@ class Processor(Reader):
         self.resize = config.resize
         self.most_pixels = config.most_pixels or self.tower.image_size**2
         super().__init__(tokenizer, config.image_token_id, max(1, KEPT // (12 * self.most_pixels)))
+
+    @property
+    def count(self) -> int:
+        """The tokens of any picture.
+
+        Raises:
+            PosttrainError: with resize: native each has its own.
+        """
+        if self.resize == "native":
+            raise PosttrainError(
+                "examples with pictures are read with as many tokens for each; model.vision.resize: native "
+                "gives each its own, set it to square, fit or crop here"
+            )
+        return self.connector.tokens
 
     def shown(self, one: Picture) -> Shown:
         pixels = self.pixels(one.open())
