@@ -26,6 +26,8 @@ from posttrain.types import Encoded, Prompt
 from posttrain.vision.connector import Connector
 from posttrain.vision.health import alarms, health
 from posttrain.vision.importance import gradient_times_input, overlay, to_patches
+from posttrain.vision.processor import Processor
+from posttrain.vision.towers import Tower
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +85,8 @@ def where_it_looked(
     scores, grid = looked
     image = prompt.pictures[0].open()
     predicted, true = marks.predicted, marks.true
-    if hasattr(encode, "resize") and hasattr(encode, "side"):
-        scaled = encode.resize(image, encode.side)
+    if isinstance(encode, Processor):
+        scaled = encode.scaled(image)
         image, predicted, true = scaled.image, [*map(scaled.to, predicted)], [*map(scaled.to, true)]
     return overlay(image, scores, grid, predicted, true)
 
@@ -99,14 +101,16 @@ def _scores(model: PreTrainedModel, prompt: Encoded, answer: list[int]) -> tuple
         with torch.no_grad():
             pixels = prompt.pictures[0]["pixel_values"].to(model.device)
             tokens = tower(pixels, return_dict=True).last_hidden_state
+            inner = getattr(tower, "tower", None)
+            grid = inner.grid(*pixels.shape[-2:]) if isinstance(inner, Tower) else connector.grid
         tokens.requires_grad_()
-        made = connector(tokens)
+        made = connector(tokens, grid)
         with torch.no_grad():
-            member = connector.member(tokens)
+            member = connector.member(tokens, grid)
         along, along_gradient, made_gradient = tokens[0], *_gradients(model, prompt, answer, tokens, made)
         if member is None:
-            return gradient_times_input(along, along_gradient[0]), connector.grid
-        return to_patches(gradient_times_input(made[0], made_gradient[0]), member[0]), connector.grid
+            return gradient_times_input(along, along_gradient[0]), grid
+        return to_patches(gradient_times_input(made[0], made_gradient[0]), member[0]), grid
     side = math.isqrt(count)
     if side * side != count:
         return None

@@ -100,7 +100,7 @@ class Connector(nn.Module):
         """The tokens that an image of such a grid becomes."""
         raise NotImplementedError
 
-    def member(self, x: Tensor) -> Tensor | None:
+    def member(self, x: Tensor, grid: Grid | None = None) -> Tensor | None:
         """[B, N, D] -> [B, N]: the token that each of the tower's goes into; None where all go into all."""
         return torch.arange(x.shape[1], device=x.device).expand(len(x), -1)
 
@@ -156,9 +156,10 @@ class PixelShuffle(Connector):
     def count(self, grid: Grid) -> int:
         return grid[0] * grid[1] // self.factor**2
 
-    def member(self, x: Tensor) -> Tensor:
-        places = torch.arange(self.tokens, device=x.device)[None, :, None].expand(len(x), -1, self.factor**2)
-        return depth_to_space(places, self.grid, self.factor).squeeze(2)
+    def member(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+        grid = grid or self.grid
+        places = torch.arange(self.count(grid), device=x.device)[None, :, None]
+        return depth_to_space(places.expand(len(x), -1, self.factor**2), grid, self.factor).squeeze(2)
 
 
 class Merge(Connector):
@@ -178,8 +179,8 @@ class Merge(Connector):
     def count(self, grid: Grid) -> int:
         return min(self.tokens, grid[0] * grid[1])
 
-    def member(self, x: Tensor) -> Tensor:
-        return merge(x, self.tokens)[2]
+    def member(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+        return merge(x, self.count(grid or self.grid))[2]
 
 
 class Block(nn.Module):
@@ -232,7 +233,7 @@ class Resampler(Connector):
             queries = block(queries, seen, places)
         return self.project(self.last(queries))
 
-    def member(self, x: Tensor) -> None:
+    def member(self, x: Tensor, grid: Grid | None = None) -> None:
         return None
 
 

@@ -163,11 +163,12 @@ class Processor(Reader):
 
     def pixels(self, image: Image.Image) -> Tensor:
         """An RGB image of any size -> [1, 3, H, W], normalized."""
-        if self.resize == "native":
-            step = self.tower.stride * self.connector.block
-            scaled = pictures.native(image, step, self.most_pixels).image
-        else:
-            scaled = getattr(pictures, self.resize)(image, self.tower.image_size).image
-        values = torch.from_numpy(np.array(scaled, dtype=np.float32)).div_(255)
+        values = torch.from_numpy(np.array(self.scaled(image).image, dtype=np.float32)).div_(255)
         values.sub_(torch.tensor(self.tower.mean)).div_(torch.tensor(self.tower.std))
         return values.permute(2, 0, 1)[None].contiguous()
+
+    def scaled(self, image: Image.Image) -> pictures.Scaled:
+        """An image as the tower gets it."""
+        if self.resize == "native":
+            return pictures.native(image, self.tower.stride * self.connector.block, self.most_pixels)
+        return getattr(pictures, self.resize)(image, self.tower.image_size)
