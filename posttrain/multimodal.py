@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -164,8 +164,8 @@ def example(model: PreTrainedModel) -> Encoded | None:
 
 
 def _pattern(model: PreTrainedModel) -> Seen:
-    vision, device = model.config.vision_config, model.device
-    takes = inspect.signature(model.get_image_features).parameters  # pyright: ignore[reportAttributeAccessIssue]
+    vision, device, makes = model.config.vision_config, model.device, cast(Any, model.get_image_features)
+    takes = inspect.signature(makes).parameters
     if "image_grid_thw" in takes:
         merge = vision.spatial_merge_size
         grid = torch.tensor([[1, 2 * merge, 3 * merge]], device=device)

@@ -45,6 +45,12 @@ def tokenizer_with(tokens: dict[str, str], image: str) -> t.PreTrainedTokenizerF
     return made
 
 
+def id_of(tokenizer: t.PreTrainedTokenizerFast, token: str) -> int:
+    found = tokenizer.convert_tokens_to_ids(token)
+    assert isinstance(found, int)
+    return found
+
+
 @dataclass
 class Family:
     model: Any
@@ -90,7 +96,7 @@ def llava() -> Family:
     config = t.LlavaConfig(
         vision_config=t.CLIPVisionConfig(**VIT, image_size=32, patch_size=8),
         text_config=_text(t.LlamaConfig, tokenizer),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_index=id_of(tokenizer, "<image>"),
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
     )
@@ -116,7 +122,7 @@ def _tiles(model: Any, config: Any, vision: Any, processor: Any, images: Any, **
     whole = config(
         vision_config=vision(**VIT, image_size=32, patch_size=8),
         text_config=_text(t.LlamaConfig, tokenizer),
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_id=id_of(tokenizer, "<image>"),
         scale_factor=2,
         pad_token_id=1,
         tie_word_embeddings=False,
@@ -160,7 +166,7 @@ def internvl() -> Family:
     config = t.InternVLConfig(
         vision_config=t.InternVLVisionConfig(**VIT, image_size=[32, 32], patch_size=[8, 8]),
         text_config=_text(t.Qwen2Config, tokenizer),
-        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_token_id=id_of(tokenizer, "<IMG_CONTEXT>"),
         downsample_ratio=0.5,
         tie_word_embeddings=False,
     )

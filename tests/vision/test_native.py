@@ -63,7 +63,7 @@ def test_a_picture_comes_to_the_tokens_of_its_own_grid(
     home: Path, connector: str, tokens: int | None, expected: list[int]
 ) -> None:
     model, tokenizer = opened(connector, tokens)
-    encode = models.encoder(model, tokenizer)
+    encode: Any = models.encoder(model, tokenizer)
     found = [encode(asked(size)) for size in SIZES]
     assert [f.count(image_token(model)) for f in found] == expected
     shapes = [tuple(f.pictures[0]["pixel_values"].shape[-2:]) for f in found]
@@ -78,7 +78,7 @@ def test_a_picture_comes_to_the_tokens_of_its_own_grid(
 @pytest.mark.parametrize("connector", ["mlp", "resampler"])
 def test_pictures_of_many_sizes_in_one_row_equal_them_one_by_one(home: Path, connector: str) -> None:
     model, tokenizer = opened(connector, 5 if connector == "resampler" else None)
-    encode = models.encoder(model, tokenizer)
+    encode: Any = models.encoder(model, tokenizer)
     prompts = [encode(asked(*some)) for some in (SIZES[:1], SIZES[1:3], (SIZES[4], SIZES[0], SIZES[3]))]
     rows = [TrainRow([20, 21, 1], [0.0] * 3, 1.0, 0.3), TrainRow([30, 1], [0.0] * 2, -1.0, 0.3)]
     policy = Policy(model)
@@ -110,7 +110,7 @@ def test_pictures_of_many_sizes_in_one_row_equal_them_one_by_one(home: Path, con
 def test_engines_agree_on_what_follows_pictures_of_many_sizes(home: Path) -> None:
     model, tokenizer = opened()
     plain, _ = opened()
-    encode = models.encoder(model, tokenizer)
+    encode: Any = models.encoder(model, tokenizer)
     prompts = [encode(asked(*some)) for some in (SIZES[:1], SIZES[1:4])]
     greedy = Sampling(8, temperature=0.0)
     engines = [
@@ -126,7 +126,8 @@ def test_it_is_saved_with_the_model(home: Path, tmp_path: Path) -> None:
     models.save(model, tokenizer, tmp_path / "model")
     again, its = models.load(str(tmp_path / "model"))
     prompt = asked((32, 32))
-    first, second = models.encoder(model, tokenizer)(prompt), models.encoder(again, its)(prompt)
+    first: Any = models.encoder(model, tokenizer)(prompt)
+    second: Any = models.encoder(again, its)(prompt)
     assert first.count(image_token(model)) == 9, "640 pixels hold 3 x 3 patches of 8 x 8"
     assert list(first) == list(second)
     with torch.no_grad():
