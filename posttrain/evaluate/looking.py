@@ -20,7 +20,7 @@ from posttrain.evaluate.runfolder import read_run
 from posttrain.evaluate.thumbnails import FOLDER, NAME, keep, told
 from posttrain.evaluate.written import choose, mixed
 from posttrain.files import replace_bytes
-from posttrain.multimodal import BANNED, banned, body, features, image_token, put, shown
+from posttrain.multimodal import BANNED, banned, body, features, image_token, put, shown, turns_by_axes
 from posttrain.train.packing import TrainGroup, TrainRow, pack
 from posttrain.types import Encoded, Prompt
 from posttrain.vision.connector import Connector
@@ -112,7 +112,7 @@ def _scores(model: PreTrainedModel, prompt: Encoded, answer: list[int]) -> tuple
             return gradient_times_input(along, along_gradient[0]), grid
         return to_patches(gradient_times_input(made[0], made_gradient[0]), member[0]), grid
     side = math.isqrt(count)
-    if side * side != count:
+    if side * side != count or turns_by_axes(model):
         return None
     with torch.no_grad():
         made = features(model, prompt.pictures, count)
