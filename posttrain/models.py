@@ -164,6 +164,7 @@ def _with_vision(
             connector=vision.connector,
             tokens=vision.tokens,
             resize=vision.resize,
+            most_pixels=vision.most_pixels,
         )
     return made.to(model.dtype)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 
 from posttrain.types import Encoded, PosttrainError
 
-# What a tower takes of one picture, so that several are joined at dimension 0: {"pixel_values": [1, 3, H, W]},
-# its tiles [N, 3, H, W], or its patches [N, D] with {"image_grid_thw": [1, 3]}.
+# What a tower takes of one picture: {"pixel_values": [1, 3, H, W]}, or its tiles [N, 3, H, W], or its patches
+# [N, D] and {"image_grid_thw": [1, 3]}. Those of several are joined at dimension 0.
 Seen = dict[str, Tensor]
 
 BANNED = -3e4  # the logit of a token that must not be drawn; finite in every type, so that p log p is 0
@@ -114,18 +114,29 @@ def _alike(pictures: Sequence[Seen]) -> Iterator[list[Seen]]:
         yield list(run)
 
 
+def joined(pictures: Sequence[Seen]) -> dict[str, Tensor]:
+    """What a model's own forward takes of some pictures.
+
+    Raises:
+        PosttrainError: they are of several shapes.
+    """
+    runs = list(_alike(pictures))
+    if len(runs) > 1:
+        raise PosttrainError("pictures of several shapes do not go through a model's own forward together")
+    return {name: torch.cat([p[name] for p in runs[0]]) for name in runs[0][0]} if runs else {}
+
+
 def inputs(model: PreTrainedModel, ids: Tensor, prompts: Sequence[list[int]]) -> dict[str, Tensor]:
     """What a model's own forward takes for rows ids [B, T] that begin with these prompts, B of them."""
     pictures = shown(prompts)
     if not pictures:
         return {"input_ids": ids}
     there = ids == image_token(model)
-    runs = list(_alike(pictures))
-    if len(runs) > 1:
+    if len(list(_alike(pictures))) > 1:
         embedded: Any = model.get_input_embeddings()(ids)
         made = features(model, pictures, int(there.sum())).to(embedded.dtype)
         return {"inputs_embeds": embedded.masked_scatter(there[..., None], made)}
-    given = {name: torch.cat([p[name] for p in pictures]).to(ids.device) for name in pictures[0]}
+    given = {name: x.to(ids.device) for name, x in joined(pictures).items()}
     taken = inspect.signature(model.forward).parameters
     return {"input_ids": ids, **given, **{name: there.long() for name in _KINDS if name in taken}}
 
@@ -153,8 +164,8 @@ def example(model: PreTrainedModel) -> Encoded | None:
 
 
 def _pattern(model: PreTrainedModel) -> Seen:
-    vision, device = model.config.vision_config, model.device
-    takes = inspect.signature(model.get_image_features).parameters  # pyright: ignore[reportAttributeAccessIssue]
+    vision, device, makes = model.config.vision_config, model.device, cast(Any, model.get_image_features)
+    takes = inspect.signature(makes).parameters
     if "image_grid_thw" in takes:
         merge = vision.spatial_merge_size
         grid = torch.tensor([[1, 2 * merge, 3 * merge]], device=device)

@@ -40,8 +40,19 @@ class Vision(Section):
     """linear, mlp, pixel_shuffle, resampler or merge."""
     tokens: Count | None = None
     """Tokens of a picture; null: as many as the tower gives."""
-    resize: Literal["square", "fit", "crop"] = "square"
-    """How a picture gets the tower's size: stretched, padded with grey, or cut off."""
+    resize: Literal["square", "fit", "crop", "native"] = "square"
+    """How a picture gets the tower's size: stretched, padded with grey, or cut off. native: it keeps its own
+    size and shape, and comes to as many tokens as they ask for."""
+    most_pixels: Count | None = None
+    """With native, of a picture that is larger; null: as many as the tower's square has."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Vision:
+        if self.most_pixels is not None and self.resize != "native":
+            raise Wrong(
+                "most_pixels", f"is for resize: native; {self.resize} gives every picture the same size"
+            )
+        return self
 
 
 class Model(Section):

@@ -66,7 +66,8 @@ class HubReader(Reader):
         around = (getattr(config, f"vision_{end}_token_id", None) for end in ("start", "end"))
         start, end = ("" if i is None else tokenizer.convert_ids_to_tokens(i) for i in around)
         self._raw = f"{start}{self.mark}{end}"
-        self._takes = inspect.signature(model.get_image_features).parameters  # pyright: ignore[reportAttributeAccessIssue]
+        makes: Any = model.get_image_features
+        self._takes = inspect.signature(makes).parameters
         self._processor: Any = None
         self._wrong = ""
         try:
@@ -122,7 +123,7 @@ def of_images(kind: Any) -> Any:
     def get_attributes(cls: Any) -> list[str]:
         return [name for name in kind.get_attributes() if name != "video_processor"]
 
-    module = sys.modules[kind.__module__]
+    module: Any = sys.modules[kind.__module__]
     if (
         getattr(module, "num2words", True) is None
     ):  # SmolVLM's refuses to be without it, for lengths of videos

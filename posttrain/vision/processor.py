@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -117,7 +116,7 @@ def reads_parts(tokenizer: PreTrainedTokenizerFast, mark: str) -> bool:
         return False
     try:
         said: Any = tokenizer.apply_chat_template(parts, tokenize=False)
-    except (TemplateError, TypeError):
+    except Exception:  # a template is a program of the checkpoint's and may fail in any way
         return False
     return said.count(mark) == 1 and word in said.partition(mark)[2] and repr(word) not in said
 
@@ -132,20 +131,43 @@ class Processor(Reader):
 
     def __init__(self, config: Any, tokenizer: PreTrainedTokenizerFast):
         from posttrain.vision import towers
+        from posttrain.vision.model import connector_for
 
         tower = config.vision_config
         with torch.device("meta"):
-            built = towers.build(tower.kind, tower.settings)
-        self.side, self.mean, self.std = built.image_size, built.mean, built.std
-        self.resize, self.count = getattr(pictures, config.resize), config.image_seq_length
-        super().__init__(tokenizer, config.image_token_id, max(1, KEPT // (12 * self.side**2)))
+            self.tower = towers.build(tower.kind, tower.settings)
+            self.connector = connector_for(self.tower, config.connector, 1, config.tokens_per_image)
+        self.resize = config.resize
+        self.most_pixels = config.most_pixels or self.tower.image_size**2
+        super().__init__(tokenizer, config.image_token_id, max(1, KEPT // (12 * self.most_pixels)))
+
+    @property
+    def count(self) -> int:
+        """The tokens of any picture.
+
+        Raises:
+            PosttrainError: with resize: native each has its own.
+        """
+        if self.resize == "native":
+            raise PosttrainError(
+                "examples with pictures are read with as many tokens for each; model.vision.resize: native "
+                "gives each its own, set it to square, fit or crop here"
+            )
+        return self.connector.tokens
 
     def shown(self, one: Picture) -> Shown:
-        return [self.token] * self.count, {"pixel_values": self.pixels(one.open())}
+        pixels = self.pixels(one.open())
+        count = self.connector.count(self.tower.grid(*pixels.shape[-2:]))
+        return [self.token] * count, {"pixel_values": pixels}
 
     def pixels(self, image: Image.Image) -> Tensor:
-        """An RGB image of any size -> [1, 3, S, S], normalized."""
-        scaled: Image.Image = self.resize(image, self.side).image
-        values = torch.from_numpy(np.array(scaled, dtype=np.float32)).div_(255)
-        values.sub_(torch.tensor(self.mean)).div_(torch.tensor(self.std))
+        """An RGB image of any size -> [1, 3, H, W], normalized."""
+        values = torch.from_numpy(np.array(self.scaled(image).image, dtype=np.float32)).div_(255)
+        values.sub_(torch.tensor(self.tower.mean)).div_(torch.tensor(self.tower.std))
         return values.permute(2, 0, 1)[None].contiguous()
+
+    def scaled(self, image: Image.Image) -> pictures.Scaled:
+        """An image as the tower gets it."""
+        if self.resize == "native":
+            return pictures.native(image, self.tower.stride * self.connector.block, self.most_pixels)
+        return getattr(pictures, self.resize)(image, self.tower.image_size)

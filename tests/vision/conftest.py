@@ -1,4 +1,4 @@
-"""Small models of the families on the Hub that see, each with a tokenizer and a processor, made from configs."""
+"""Small models of the families on the Hub that see, each with a tokenizer and a processor."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PARTS = (
 )
 SPECIALS = ["<unk>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "\n"]
 LETTERS = [*map(chr, range(32, 127)), "é"]
-PIXELS = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+PIXELS: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 
 
 def tokenizer_with(tokens: dict[str, str], image: str) -> t.PreTrainedTokenizerFast:
@@ -43,6 +43,12 @@ def tokenizer_with(tokens: dict[str, str], image: str) -> t.PreTrainedTokenizerF
     )
     made.add_tokens([t.AddedToken(mark, normalized=False, special=True) for mark in marks])
     return made
+
+
+def id_of(tokenizer: t.PreTrainedTokenizerFast, token: str) -> int:
+    found = tokenizer.convert_tokens_to_ids(token)
+    assert isinstance(found, int)
+    return found
 
 
 @dataclass
@@ -77,7 +83,12 @@ def _text(kind: type, tokenizer: Any, **more: Any) -> Any:
     )
 
 
-VIT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+VIT: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 
 
 def llava() -> Family:
@@ -85,11 +96,11 @@ def llava() -> Family:
     config = t.LlavaConfig(
         vision_config=t.CLIPVisionConfig(**VIT, image_size=32, patch_size=8),
         text_config=_text(t.LlamaConfig, tokenizer),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_index=id_of(tokenizer, "<image>"),
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
     )
-    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    size: dict[str, Any] = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
     processor = t.LlavaProcessor(
         t.CLIPImageProcessorPil(**size, **PIXELS),
         tokenizer,
@@ -111,12 +122,12 @@ def _tiles(model: Any, config: Any, vision: Any, processor: Any, images: Any, **
     whole = config(
         vision_config=vision(**VIT, image_size=32, patch_size=8),
         text_config=_text(t.LlamaConfig, tokenizer),
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_id=id_of(tokenizer, "<image>"),
         scale_factor=2,
         pad_token_id=1,
         tie_word_embeddings=False,
     )
-    size = {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32}}
+    size: dict[str, Any] = {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32}}
     own = of_images(processor)(
         image_processor=images(**size, **PIXELS), tokenizer=tokenizer, image_seq_len=4, **more
     )
@@ -155,7 +166,7 @@ def internvl() -> Family:
     config = t.InternVLConfig(
         vision_config=t.InternVLVisionConfig(**VIT, image_size=[32, 32], patch_size=[8, 8]),
         text_config=_text(t.Qwen2Config, tokenizer),
-        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_token_id=id_of(tokenizer, "<IMG_CONTEXT>"),
         downsample_ratio=0.5,
         tie_word_embeddings=False,
     )
