@@ -69,9 +69,8 @@ def alternate(sides: dict[str, Body], repeats: int, say: Callable[[str], None]) 
                 lines[side].send("begin")
                 said = _receive(lines[side], processes[side], side)
                 which = "warm-up" if repeat == 0 else f"{repeat}/{repeats}"
-                say(
-                    f"  {side:24}{which:>8}{said['seconds']:9.2f} s {said['cpu']:9.2f} s of cores {said.get('tokens', ''):>7}"
-                )
+                took = f"{said['seconds']:9.2f} s {said['cpu']:9.2f} s of cores"
+                say(f"  {side:24}{which:>8}{took} {said.get('tokens', ''):>7}")
                 reports.append({"side": side, "repeat": repeat, "load": load[side], **said})
         for side in sides:
             lines[side].send("end")
