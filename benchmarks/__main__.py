@@ -128,14 +128,14 @@ def part_vision(bench: Bench) -> report.Part:
         job = replace(bench.job(prompts=1), folder=str(shared / "model"), picture=bench.picture)
         job = replace(job, tokens=min(job.tokens, vision.MOST))
         alternate({"sampled": partial(vision.write, job, bench.folder, pairs)}, 0, say)
-        exact = replace(job, compute="float32", rounds=1)
-        twins = update.sides(exact, pairs, shared, ("posttrain", "trl"))
-        off = alternate({f"{side}, float32": body for side, body in twins.items()}, 0, say)
         which = update.SIDES[:2]
         cases = {"update": alternate(update.sides(job, pairs, shared, which), bench.repeats, say)}
         still = replace(job, frozen=True)
         cases["tower frozen"] = alternate(update.sides(still, pairs, shared, which), bench.repeats, say)
         cases["first token"] = alternate(vision.sides(job), bench.repeats, say)
+        exact = replace(job, compute="float32", rounds=1)
+        twins = update.sides(exact, pairs, shared, which)
+        off = alternate({f"{side}, float32": body for side, body in twins.items()}, 0, say)
         pairings = {
             "posttrain, trl in float32": ("posttrain_exact", "trl_exact"),
             "posttrain, float32": ("posttrain", "posttrain_exact"),

@@ -63,6 +63,9 @@ def summarise(reports: list[Report]) -> dict[str, dict[str, float]]:
         if "generate" in mine[0]:
             row["generate"] = _median(mine, lambda r: r["generate"])
             row["update"] = _median(mine, lambda r: r["seconds"] - r["generate"])
+        if "cpu" in mine[0]:
+            row["cpu"] = _median(mine, lambda r: r["cpu"])
+            row["cpu_ratio"] = row["cpu"] / _median(ours, lambda r: r["cpu"])
         if "packed" in mine[0]:
             row["packed_rate"] = _median(mine, lambda r: r["packed"] / r["seconds"])
         if "flops" in mine[0]:
@@ -228,6 +231,8 @@ COLUMNS = {
     "seconds": ("s", "{:.2f}"),
     "generate": ("rollouts, s", "{:.2f}"),
     "update": ("update, s", "{:.2f}"),
+    "cpu": ("cores' s", "{:.2f}"),
+    "cpu_ratio": ("of the first's", "{:.2f}"),
     "tokens": ("tokens", "{:.0f}"),
     "rate": ("tokens/s", "{:.0f}"),
     "packed_rate": ("packed tokens/s", "{:.0f}"),
