@@ -29,13 +29,21 @@ Color = tuple[int, int, int]
 
 def blind(prompts: Sequence[Prompt], answerer: Answerer, seed: int) -> dict[str, list[Prompt]]:
     """Of the prompts that have pictures: "blank", "shuffled"; a kind that no prompt can have is left out."""
+    found = without(prompts, seed)
+    return {kind: greyed(some, answerer) if kind == "blank" else some for kind, some in found.items()}
+
+
+def without(prompts: Sequence[Prompt], seed: int) -> dict[str, list[Prompt]]:
+    """As `blind`, but that the blank ones are still to be `greyed`, which takes the model."""
     seen = [prompt for prompt in prompts if prompt.pictures]
-    grey = grey_of(answerer)
-    found = {
-        "blank": [replaced(prompt, [blank(one, grey) for one in prompt.pictures]) for prompt in seen],
-        "shuffled": shuffled(seen, seed),
-    }
+    found = {"blank": seen, "shuffled": shuffled(seen, seed)}
     return {kind: some for kind, some in found.items() if some}
+
+
+def greyed(prompts: Sequence[Prompt], answerer: Answerer) -> list[Prompt]:
+    """Prompts with a grey picture of the same size for each of theirs."""
+    grey = grey_of(answerer)
+    return [replaced(prompt, [blank(one, grey) for one in prompt.pictures]) for prompt in prompts]
 
 
 def grey_of(answerer: Answerer) -> Color:
