@@ -35,6 +35,8 @@ def add_to(commands: Any) -> None:
     given("--limit", type=int, metavar="n", help="the first n questions only")
     given("--seed", type=int, default=0, metavar="n", help="what sampled answers are drawn from (default 0)")
     given("--output", type=Path, metavar="folder", help="where results go; again with the same goes on there")
+    words = "ask tasks with pictures also with grey ones and with others' ones: does the model look?"
+    given("--blind", action="store_true", help=words)
     given("--workers", type=int, default=1, metavar="n", help="processes that judge answers (default 1)")
     given("--rescore", type=Path, metavar="folder", help="judge the answers of an evaluation again")
     parser.set_defaults(act=_act)
@@ -78,7 +80,8 @@ def _act(args: argparse.Namespace) -> int:
 
     opened = opener(args.engine, args.model, args.base_url, args.concurrency)
     folder = args.output or Path("runs") / f"eval-{Path(args.model.rstrip('/')).name}"
-    asked = Asked(tasks, args.model, args.engine, opened, args.seed, args.data, args.limit, args.workers)
+    given = args.seed, args.data, args.limit, args.workers, args.blind
+    asked = Asked(tasks, args.model, args.engine, opened, *given)
     try:
         evaluate(asked, folder)
     except Stopped as stopped:

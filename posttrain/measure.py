@@ -7,6 +7,7 @@ A folder holds one model's evaluation; more tasks may be added to it. Of each ta
     rows.jsonl      the questions
     answers.jsonl   every sample, written as it arrives: what is there is never asked for again
     verdicts.jsonl  what the verifier says of each; made again from the answers by `rescore`
+    blank/, shuffled/  answers and verdicts without the questions' pictures, where they were asked for
 
 result.json and what is made of it (result.md, result.csv, lm_eval.json, report.html) tell of all tasks.
 """
@@ -27,11 +28,12 @@ from posttrain.evaluate.display import Display
 from posttrain.files import replace_text
 from posttrain.harness import compare_page, facts, page, show
 from posttrain.harness.answer import Answer, Answerer, requests_for
+from posttrain.harness.blind import KINDS, against, greyed, warning, without
 from posttrain.harness.comparison import compare as compared
 from posttrain.harness.comparison import questions_needed
 from posttrain.harness.judge import Verdict, judge
 from posttrain.harness.questions import load_prompts, provenance
-from posttrain.harness.records import Answers, read_answers, read_whole, write_whole
+from posttrain.harness.records import Answers, Key, read_answers, read_whole, write_whole
 from posttrain.harness.task import Task, cut, load_task, template_hash
 from posttrain.image_parts import read_messages, with_images
 from posttrain.machine import machine
@@ -55,6 +57,8 @@ class Asked:
     data: str | None = None
     limit: int | None = None
     workers: int = 1
+    blind: bool = False
+    """Ask questions that have pictures without them too (harness.blind)."""
 
 
 def evaluate(asked: Asked, folder: Path) -> Path:
@@ -70,28 +74,35 @@ def evaluate(asked: Asked, folder: Path) -> Path:
     if asked.data is not None and len(names) > 1:
         raise PosttrainError(f"--data {asked.data} replaces one task's questions; name that task alone")
     questions = [load_prompts(task, asked.data, asked.limit) for task in asked.tasks]
+    if asked.blind and not any(prompt.pictures for prompts in questions for prompt in prompts):
+        raise PosttrainError(f"--blind: {', '.join(names)} shows no pictures; leave it out")
     folder.mkdir(parents=True, exist_ok=True)
     with Stop() as stop, held(folder), Display(0, []) as display:
         began = time.monotonic()
         _begin(asked, folder)
-        missing = []
+        work: list[tuple[Task, str, Sequence[Prompt], list[Key]]] = []
         for task, prompts in zip(asked.tasks, questions, strict=True):
             _ask_for(task, prompts, asked, folder / task.name)
-            with Answers(folder / task.name / "answers.jsonl") as there:
-                missing.append(there.missing([prompt.id for prompt in prompts], task.sampling.samples))
-        if any(missing):
+            for kind, some in ({"": prompts} | (without(prompts, asked.seed) if asked.blind else {})).items():
+                with Answers(folder / task.name / kind / "answers.jsonl") as there:
+                    keys = there.missing([prompt.id for prompt in some], task.sampling.samples)
+                work.append((task, kind, some, keys))
+        if any(keys for *_, keys in work):
             display.phase("loading the model")
             answerer = asked.opened()
             try:
-                for task, prompts, keys in zip(asked.tasks, questions, missing, strict=True):
-                    _answer(answerer, task, prompts, keys, asked.seed, folder / task.name, display, stop)
+                for task, kind, prompts, keys in work:
+                    some = greyed(prompts, answerer) if kind == "blank" and keys else prompts
+                    place = folder / task.name / kind
+                    _answer(answerer, task, some, keys, asked.seed, place, display, stop, kind)
                 _tell(folder, answerer.describe())
             finally:
                 answerer.close()
                 _took(folder, time.monotonic() - began)
         for task in asked.tasks:
-            if not _is_judged(folder / task.name):
-                _judge(folder / task.name, task, display, stop, asked.workers)
+            for kind in _kinds(folder / task.name):
+                if not _is_judged(folder / task.name / kind):
+                    _judge(folder / task.name, task, display, stop, asked.workers, kind)
         return write_result(folder)
 
 
@@ -106,7 +117,8 @@ def rescore(folder: Path, overrides: Sequence[str] = (), workers: int = 1) -> Pa
     with Stop() as stop, held(folder), Display(0, []) as display:
         for name in tasks:
             task = load_task(str(folder / name / "task.yaml"), overrides)
-            _judge(folder / name, task, display, stop, workers)
+            for kind in _kinds(folder / name):
+                _judge(folder / name, task, display, stop, workers, kind)
             replace_text(folder / name / "task.yaml", settings.dump(task))
         return write_result(folder)
 
@@ -216,6 +228,7 @@ def _answer(
     folder: Path,
     display: Display,
     stop: Stop,
+    kind: str = "",
 ) -> None:
     """Have every missing sample answered, each written down as it arrives."""
     if not keys:
@@ -224,7 +237,7 @@ def _answer(
     there = total - len(keys)
 
     def watch(done: int, _: int) -> None:
-        display.phase(f"{task.name}: answering", there + done, total)
+        display.phase(f"{task.name}: answering {kind}".rstrip(), there + done, total)
         if stop.asked:
             raise Stopped(stop.signal)
 
@@ -236,13 +249,18 @@ def _answer(
         answerer.answer(requests, sampling, answers.add, watch)
 
 
-def _judge(folder: Path, task: Task, display: Display, stop: Stop, workers: int) -> None:
+def _kinds(folder: Path) -> list[str]:
+    """Of a task's answers: "", and those of harness.blind.KINDS that were asked for."""
+    return ["", *(kind for kind in KINDS if (folder / kind / "answers.jsonl").is_file())]
+
+
+def _judge(folder: Path, task: Task, display: Display, stop: Stop, workers: int, kind: str = "") -> None:
     def watch(done: int, total: int) -> None:
         display.phase(f"{task.name}: judging", done, total)
         if stop.asked:
             raise Stopped(stop.signal)
 
-    answers = [_ended(answer, task) for answer in _sorted(folder)]
+    answers = [_ended(answer, task) for answer in _sorted(folder, kind)]
     deadline = task.verifier.deadline
     verdicts = judge(
         _prompts(folder),
@@ -253,7 +271,7 @@ def _judge(folder: Path, task: Task, display: Display, stop: Stop, workers: int)
         workers=workers,
         on_progress=watch,
     )
-    write_whole(folder / "verdicts.jsonl", verdicts)
+    write_whole(folder / kind / "verdicts.jsonl", verdicts)
 
 
 def _is_judged(folder: Path) -> bool:
@@ -262,10 +280,10 @@ def _is_judged(folder: Path) -> bool:
     return verdicts.is_file() and verdicts.stat().st_mtime_ns >= answers.stat().st_mtime_ns
 
 
-def _sorted(folder: Path) -> list[Answer]:
+def _sorted(folder: Path, kind: str = "") -> list[Answer]:
     """The answers in the order of the questions: it is not that of their arrival."""
     place = {row["id"]: i for i, row in enumerate(read_whole(folder / "rows.jsonl"))}
-    answers = [answer for answer in read_answers(folder / "answers.jsonl") if answer.id in place]
+    answers = [answer for answer in read_answers(folder / kind / "answers.jsonl") if answer.id in place]
     return sorted(answers, key=lambda answer: (place[answer.id], answer.sample))
 
 
@@ -283,6 +301,14 @@ def _result(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
     questions, k = facts.by_question(verdicts), task.sampling.samples
     found, metrics = facts.facts(verdicts, answers), facts.metrics(questions, k, task.primary)
     args = ", ".join(f"{key}={value}" for key, value in task.verifier.args.items())
+    unseen = {
+        kind: against(verdicts, read_whole(folder / kind / "verdicts.jsonl")) for kind in _kinds(folder)[1:]
+    }
+    unseen = {kind: one for kind, one in unseen.items() if one is not None}
+    blank = unseen.get("blank")
+    told = facts.warnings(
+        found, questions=len(questions), of=data["rows"], data=data["replaced"], limit=data["limit"]
+    )
     return {
         "questions": data["rows"],
         "samples": k,
@@ -298,11 +324,9 @@ def _result(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
             "verifier": f"{task.verifier.use}({args})",
             "few_shot": task.shots,
         },
-        "warnings": facts.warnings(
-            found, questions=len(questions), of=data["rows"], data=data["replaced"], limit=data["limit"]
-        ),
+        "warnings": [*told, *([said] if blank and (said := warning(blank)) else [])],
         "reported": [one.model_dump() for one in task.reported],
-    }
+    } | ({"blind": unseen} if unseen else {})
 
 
 def _values(folder: Path) -> dict[tuple[str, str], float]:

@@ -8,6 +8,7 @@ from posttrain.evaluate.charts import SMOOTH_FROM, Format, Line, bar_chart, esca
 from posttrain.evaluate.diagnose import why_flat
 from posttrain.evaluate.metrics import number
 from posttrain.evaluate.runfolder import Record, Run, estimate
+from posttrain.evaluate.seeing import TOWER, tower
 from posttrain.evaluate.words import compact, percent
 
 # Charts of one metric: title, key in metrics.jsonl, how its values read, what it means.
@@ -38,6 +39,7 @@ Column = Callable[[Record], float | None]
 def curves_section(run: Run) -> str:
     """Every chart for which something was measured; "" when nothing was."""
     wide, small = charts(run)
+    small += tower_charts(run)
     grid = _grid(wide, small)
     if not grid:
         return ""
@@ -100,6 +102,19 @@ def charts(run: Run, height: int = 200) -> tuple[list[str], list[str]]:
         for title, key, fmt, note in SINGLE
     ]
     return [chart for chart in wide if chart], [chart for chart in small if chart]
+
+
+def tower_charts(run: Run) -> list[str]:
+    """Of a model that sees: what its tower makes of the held-out pictures, at each evaluation."""
+    found = [(step, evaluation) for step, evaluation in run.evaluations if "tower" in evaluation]
+    if len(found) < 2:
+        return []
+    steps, unit = [step for step, _ in found], "update" if run.kind == "sft" else "step"
+    drawn = []
+    for key, title, reads, note in TOWER:
+        line = Line(title.lower(), [tower(evaluation, key) for _, evaluation in found])
+        drawn.append(line_chart(title, steps, [line], reads, note=note, smooth=False, unit=unit))
+    return [chart for chart in drawn if chart]
 
 
 def _grid(wide: list[str], small: list[str]) -> str:

@@ -241,7 +241,8 @@ def step_line(metrics: dict[str, Any], total_steps: int, names: Sequence[str], l
         by_name = ", ".join(f"{name} {decimal(metrics.get(f'reward/{name}'), 2)}" for name in names)
         parts.append(f"reward {decimal(metrics.get('reward'))}" + (f" ({by_name})" if len(names) > 1 else ""))
     heldout = metrics.get("heldout")
-    for label, kind in (("held-out", "strict"), ("lenient", "lenient")):
+    kinds = (("held-out", "strict"), ("lenient", "lenient"), ("blank", "blank"), ("shuffled", "shuffled"))
+    for label, kind in kinds:
         if found := _accuracy(heldout, kind):
             parts.append(f"{label} {percent(found[0])} {interval(found[1])}".rstrip())
     for label, value in (

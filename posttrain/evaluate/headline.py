@@ -8,14 +8,17 @@ from posttrain.evaluate.charts import escape, nice_ticks
 from posttrain.evaluate.difference import difference, gain, verdicts
 from posttrain.evaluate.metrics import number
 from posttrain.evaluate.runfolder import Estimate, Record, Run, estimate
+from posttrain.evaluate.seeing import BLIND, added, points
 from posttrain.evaluate.words import NONE, decimal, duration, percent, share
 
 
 def result_section(run: Run) -> str:
-    """Strict, lenient and sampled accuracy, and the facts beside them; "" without any evaluation."""
+    """Strict, lenient and sampled accuracy, what is right without the pictures, and the facts beside them; ""
+    without any evaluation."""
     before, after = run.evaluation("before") or {}, run.evaluation("after") or {}
     kinds = [
-        (kind, estimate(before, kind), estimate(after, kind)) for kind in ("strict", "lenient", "sampled")
+        (kind, estimate(before, kind), estimate(after, kind))
+        for kind in ("strict", "lenient", "sampled", *BLIND)
     ]
     kinds = [row for row in kinds if row[1] or row[2]]
     if not kinds:
@@ -60,6 +63,10 @@ def _kind_label(kind: str, evaluation: Record) -> tuple[str, str]:
         return "Strict", f"greedy, form {form}" if form else "greedy, in the form asked for"
     if kind == "lenient":
         return "Lenient", "greedy, last number anywhere"
+    if kind in BLIND:
+        found = added(evaluation, kind)
+        more = f"; the real ones add {points(found)}" if found else ""
+        return kind.capitalize(), f"strict, {BLIND[kind]}{more}"
     sampled = evaluation.get("sampled")
     n, samples = (
         (number(sampled.get(key)) for key in ("n", "samples")) if isinstance(sampled, dict) else (None, None)

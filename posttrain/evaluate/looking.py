@@ -42,7 +42,7 @@ LOOKED = 6  # samples of which it is kept where the model looked
 
 @torch.no_grad()
 def tower_tokens(model: PreTrainedModel, prompts: Sequence[Prompt], encode: Encode) -> Tensor | None:
-    """The tower's tokens [B, N, D] of the first pictures; of several N the most frequent. None without any."""
+    """The tower's tokens [B, N, D] of the first pictures, those of the most frequent N; None without any."""
     device = model.device
     found: list[Tensor] = []
     for picture in islice((one for prompt in prompts for one in shown([encode(prompt)])), PICTURES):
@@ -57,7 +57,7 @@ def tower_tokens(model: PreTrainedModel, prompts: Sequence[Prompt], encode: Enco
 
 
 def tower_record(tokens: Tensor, first: dict[str, Any] | None) -> dict[str, Any]:
-    """`health` of a tower's tokens, null where it is no number, and "alarms" against the first such record."""
+    """`health` of a tower's tokens, null for what is no number, and "alarms" against the first record."""
     now = health(tokens)
     before = None
     if first is not None:
@@ -157,8 +157,8 @@ def keep_where_it_looked(
     prompts: Sequence[Prompt],
     records: Sequence[dict[str, Any]],
 ) -> None:
-    """For a few of the samples that the report shows: keep a PNG of where the model looked (`where_it_looked`),
-    named by the record ("looked").
+    """Of a few samples that the report shows, keep a PNG of where the model looked (`where_it_looked`), which
+    the record names ("looked").
 
     `records` are those of the evaluation at the end, as samples.jsonl will have them, a prompt each.
     """

@@ -15,6 +15,9 @@ from posttrain.evaluate.headline import result_section
 from posttrain.evaluate.metrics import number
 from posttrain.evaluate.page import RECIPE_LIMIT, table, write_page
 from posttrain.evaluate.runfolder import Run, estimate, read_run
+from posttrain.evaluate.seeing import BLIND, TOWER, added, points, tower
+from posttrain.evaluate.seeing import signs as signs_of_sight
+from posttrain.evaluate.shown import Shown
 from posttrain.evaluate.stage_text import did, stage_section
 from posttrain.evaluate.suspicion import suspicions
 from posttrain.evaluate.words import NONE, decimal, percent
@@ -35,8 +38,9 @@ def write_report(folder: Path) -> Path:
     PosttrainError when the folder holds no run.
     """
     run = read_run(folder)
-    sections = [_head(run), _callouts(run), result_section(run), curves_section(run), written_section(run)]
-    sections += [stage_section(folder, run), _made_of(run)]
+    shown = Shown([folder])
+    sections = [_head(run), _callouts(run), result_section(run), curves_section(run)]
+    sections += [written_section(run, shown), stage_section(folder, run), _made_of(run), shown.definitions()]
     return write_page(folder / "report.html", run.name, sections)
 
 
@@ -89,6 +93,8 @@ def _callouts(run: Run) -> str:
             '<p class="callout"><b>Is a reward being gamed?</b> '
             f"{escape(' '.join(signs))} Read those completions before you trust the curve.</p>"
         )
+    if seen := signs_of_sight(run):
+        notes.append(f'<p class="callout"><b>Does it see?</b> {escape(" ".join(seen))}</p>')
     return "\n".join([*notes, *left_out(run)])
 
 
@@ -167,6 +173,8 @@ def _table(run: Run) -> str:
     if not run.evaluations:
         return ""
     rows = []
+    blind = [kind for kind in BLIND if any(estimate(e, kind) for _, e in run.evaluations)]
+    towers = [one for one in TOWER if any(tower(e, one[0]) is not None for _, e in run.evaluations)]
     for step, e in run.evaluations:
         cells = [f"{step:g}"]
         for kind in ("strict", "lenient"):
@@ -175,6 +183,12 @@ def _table(run: Run) -> str:
                 f"{percent(found.accuracy)} ({100 * found.lo:.1f}–{100 * found.hi:.1f}%)" if found else NONE
             )
         cells += [decimal(e.get("length"), 1), percent(e.get("steps_share")), percent(e.get("truncated"))]
+        for kind in blind:
+            found = estimate(e, kind)
+            cells += [percent(found.accuracy) if found else NONE, points(added(e, kind)) or NONE]
+        cells += [reads(tower(e, key)) for key, _, reads, _ in towers]
         rows.append(cells)
-    heads = ("step", "strict", "lenient", "tokens", "works it out", "cut off")
+    heads = ["step", "strict", "lenient", "tokens", "works it out", "cut off"]
+    heads += [head for kind in blind for head in (kind, f"pictures add to {kind}")]
+    heads += [title.lower() for _, title, _, _ in towers]
     return f"<details><summary>Held-out evaluations in numbers</summary>{table(heads, rows)}</details>"

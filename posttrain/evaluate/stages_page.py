@@ -12,13 +12,15 @@ from posttrain.evaluate.curves import charts
 from posttrain.evaluate.difference import Verdicts, difference, gain, verdicts
 from posttrain.evaluate.page import RECIPE_LIMIT, table, write_page
 from posttrain.evaluate.runfolder import Record
+from posttrain.evaluate.seeing import signs
+from posttrain.evaluate.shown import Shown
 from posttrain.evaluate.stage_text import counts, example_text, kept_rows
 from posttrain.evaluate.stages_table import (
     EARLIER,
     LEARNS,
     StageRow,
+    grid,
     interval,
-    minutes,
     points,
     stage_rows,
 )
@@ -41,9 +43,10 @@ def write_stages_report(folder: Path) -> Path:
     found = branches(rows)
     recipe = folder / "recipe.yaml"
     name = load_stages(str(recipe)).name
+    shown = Shown([row.folder for row in rows if row.folder is not None])
     sections = [_head(name, rows, found), _result(found, rows), _table(rows)]
     sections += [_stage(row) for row in rows]
-    sections += [_problems(rows, found), _recipe(recipe.read_text("utf-8"))]
+    sections += [_problems(rows, found, shown), _recipe(recipe.read_text("utf-8")), shown.definitions()]
     return write_page(folder / "report.html", name, sections)
 
 
@@ -118,10 +121,7 @@ def started(branch: Branch, rows: Sequence[StageRow]) -> Verdicts:
 
 def _table(rows: Sequence[StageRow]) -> str:
     heads = ("stage", "kind", "state", "held-out [95%]", "added, points [95%]", "minutes", "what it did")
-    cells = [
-        (row.name, row.kind, row.state, interval(row.after), points(row.added), minutes(row), row.did)
-        for row in rows
-    ]
+    heads, *cells = grid(rows, heads)
     return (
         '<section><h2>What each stage did</h2><p class="about">Accuracy: strict, greedy. Added: the '
         "difference to the model that the stage began with, on the problems that both answered; its interval "
@@ -186,7 +186,9 @@ def _note(row: StageRow) -> str:
         notes.append(f"The stage will run again: {row.why}.")
     if row.note:
         notes.append(f"What it added is not known: {row.note}.")
-    return f'<p class="callout quiet">{escape(" ".join(notes))}</p>' if notes else ""
+    seen = " ".join(signs(row.run)) if row.run is not None else ""
+    said = f'<p class="callout">{escape(seen)}</p>' if seen else ""
+    return (f'<p class="callout quiet">{escape(" ".join(notes))}</p>' if notes else "") + said
 
 
 def _facts(row: StageRow) -> str:
@@ -202,6 +204,7 @@ def _facts(row: StageRow) -> str:
         ("Rows from", taken),
         ("Held-out accuracy", escape(interval(row.after)) if row.after else ""),
         ("Added", added),
+        ("With grey pictures", escape(interval(row.blank)) if row.blank else ""),
         ("Time", duration(60 * row.minutes) if row.minutes else ""),
     ]
     items = "".join(f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in facts if value)
@@ -211,7 +214,7 @@ def _facts(row: StageRow) -> str:
 # --- what the model wrote ---
 
 
-def _problems(rows: Sequence[StageRow], found: Sequence[Branch]) -> str:
+def _problems(rows: Sequence[StageRow], found: Sequence[Branch], shown: Shown) -> str:
     """A few held-out problems as the model answered them at first and after each stage."""
     main = next((branch for branch in found if branch.learned), None)
     if main is None:
@@ -223,17 +226,18 @@ def _problems(rows: Sequence[StageRow], found: Sequence[Branch]) -> str:
         {"before": first[key], "after": record} if key in first else {"after": record}
         for key, record in end.items()
     ]
-    shown = ""
+    samples = ""
     for pair in choose(pairs, PROBLEMS):
         key = (str(pair["after"].get("id")), str(pair["after"].get("prompt")))
         answers = [(word, found_[key]) for word, found_ in sides if key in found_]
-        columns = "".join(completion(record, word) for word, record in answers)
+        columns = "".join(completion(record, word, shown=shown) for word, record in answers)
         columns = f'<div class="sides many">{columns}</div>'
-        shown += f'<article class="sample">{question(pair["after"])}{columns}</article>'
-    if not shown:
+        samples += f'<article class="sample">{question(pair["after"], shown=shown)}{columns}</article>'
+    if not samples:
         return ""
     about = (
         "The same held-out problems after each stage, greedy. Of each kind (became right, became wrong, "
         "stayed wrong) the first ones in the file: none was picked by hand."
     )
-    return f'<section><h2>What it wrote</h2><p class="about">{about}</p>{shown}</section>'
+    about = f'<p class="about">{about}</p>{shown.about()}'
+    return f"<section><h2>What it wrote</h2>{about}{samples}</section>"

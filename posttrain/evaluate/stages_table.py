@@ -56,6 +56,8 @@ class StageRow:
     since: str = ""
     """The stage which measured that: an earlier one or the stage itself."""
     added: Difference | None = None
+    blank: Estimate | None = None
+    """Of `after`'s questions with grey pictures in place of their own; None for a model of words."""
     note: str = ""
     """Why there is no `added` although both were measured."""
 
@@ -116,14 +118,10 @@ def stages_table(folder: Path) -> str:
     """The rows for the terminal, at most 110 columns wide; PosttrainError as `stage_rows`."""
     planned = _planned(folder)
     rows = _rows(planned)
-    cells = [("stage", "kind", "state", "held-out", "added", "min", "what it did")]
-    cells += [
-        (row.name, row.kind, row.state, interval(row.after), points(row.added), minutes(row), row.did)
-        for row in rows
-    ]
+    cells = grid(rows, ("stage", "kind", "state", "held-out", "added", "min", "what it did"))
     # Names and reasons hold whatever people and models wrote: they must not move the cursor.
     cells = [["".join(c if c.isprintable() else " " for c in cell) for cell in row] for row in cells]
-    widths = [max(cell_len(row[i]) for row in cells) for i in range(6)]
+    widths = [max(cell_len(row[i]) for row in cells) for i in range(len(cells[0]) - 1)]
     widths[0] = min(NAME, widths[0])
     room = max(12, WIDTH - sum(widths) - 2 * len(widths))
     lines = [
@@ -133,12 +131,26 @@ def stages_table(folder: Path) -> str:
         lines.append(
             "held-out: strict accuracy [95%]; added: points over the model it began with, same problems [95%]"
         )
+    if any(row.blank for row in rows):
+        lines.append("blank: the same with grey pictures [95%]")
     if any(row.state == EARLIER for row in rows):
         lines.append(f"{EARLIER}: the recipe, a file that it names or posttrain changed since")
     shown = {row.folder for row in rows}
     if left := [path.name for path in unused(folder, planned) if path not in shown]:
         lines.append(f"of no use to the recipe as it is now, and yours to delete: {', '.join(left)}")
     return "\n".join(lines)
+
+
+def grid(rows: Sequence[StageRow], heads: Sequence[str]) -> list[list[str]]:
+    """Heads, for all columns but `blank`, and a line a stage; that column is there where a model sees."""
+    lines = [
+        [row.name, row.kind, row.state, interval(row.after), points(row.added), minutes(row), row.did]
+        for row in rows
+    ]
+    if not any(row.blank for row in rows):
+        return [[*heads], *lines]
+    found = [[*line[:4], interval(row.blank), *line[4:]] for row, line in zip(rows, lines, strict=True)]
+    return [[*heads[:4], "blank", *heads[4:]], *found]
 
 
 def interval(found: Estimate | None) -> str:
@@ -173,8 +185,10 @@ def _read(planned: Planned, rows: Mapping[str, StageRow]) -> StageRow:
     except PosttrainError:
         return row
     run.kind = row.kind
-    after = estimate(run.evaluation("after"), "strict") if run.finished else None
-    return replace(row, folder=folder, run=run, after=after)
+    after, blank = (
+        estimate(run.evaluation("after"), kind) if run.finished else None for kind in ("strict", "blank")
+    )
+    return replace(row, folder=folder, run=run, after=after, blank=blank)
 
 
 def _origin(planned: Planned, rows: Mapping[str, StageRow]) -> Origin:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from posttrain.evaluate.metrics import number
 from posttrain.evaluate.runfolder import Estimate, Run, estimate, read_run
+from posttrain.evaluate.seeing import BLIND, added, points, sign_lines
 from posttrain.evaluate.stage_text import did, sampled
 from posttrain.evaluate.suspicion import suspicion_lines
 from posttrain.profile import TABLE, TRACE
@@ -26,7 +27,7 @@ def summary(folder: Path) -> str:
             lines.append(f"{label:9} {folder / name}{about}")
     if (folder / TABLE).is_file():
         lines.append(f"profile   {folder / TABLE}, {folder / TRACE}")
-    return "\n".join(lines + suspicion_lines(folder))
+    return "\n".join(lines + suspicion_lines(folder) + sign_lines(run))
 
 
 def _accuracies(run: Run) -> list[str]:
@@ -39,6 +40,11 @@ def _accuracies(run: Run) -> list[str]:
     ):
         shown = [_interval(e) for e in (estimate(before, kind), estimate(after, kind)) if e]
         lines += [f"{kind:9} {' -> '.join(shown)}   ({what})"] if shown else []
+    for kind, what in BLIND.items():
+        shown = [_interval(e) for e in (estimate(before, kind), estimate(after, kind)) if e]
+        more = points(added(after or before, kind))
+        told = f"{what}; the real ones add {more} points" if more else what
+        lines += [f"{kind:9} {' -> '.join(shown)}   ({told})"] if shown else []
     for key, unit, form in (
         ("length", "tokens a completion", ".0f"),
         ("steps_share", "of completions show a step that holds", ".0%"),

@@ -8,7 +8,9 @@ from itertools import zip_longest
 from posttrain.evaluate.charts import escape
 from posttrain.evaluate.metrics import number
 from posttrain.evaluate.runfolder import Record, Run, transition, transitions
+from posttrain.evaluate.shown import Shown
 from posttrain.evaluate.words import compact
+from posttrain.picture import MARK
 
 SHOWN = 12  # held-out prompts shown side by side
 LATEST = 4  # training completions shown of a run that has nothing to compare yet
@@ -17,11 +19,14 @@ SAMPLES = "samples.jsonl"
 CHANGES = ("wrong→right", "right→wrong", "wrong→wrong", "right→right")
 
 
-def written_section(run: Run) -> str:
-    """Pairs of completions of one prompt; the latest training ones while there is nothing to compare."""
+def written_section(run: Run, shown: Shown) -> str:
+    """Pairs of completions of one prompt; the latest training ones while there is nothing to compare.
+
+    shown: takes up the pictures of the samples.
+    """
     both = {k: p for k, p in run.pairs.items() if "before" in p and "after" in p}
     if not both:
-        return _measured(run) if run.kind == "eval" else _latest(run)
+        return _measured(run, shown) if run.kind == "eval" else _latest(run, shown)
     counts = transitions(run)
     judged = sum(counts.values())
     legend = "".join(
@@ -38,11 +43,11 @@ def written_section(run: Run) -> str:
         if judged
         else ""
     )
-    shown = "".join(_pair(pair) for pair in choose(list(both.values())))
+    samples = "".join(_pair(pair, shown) for pair in choose(list(both.values())))
     return (
         "<section><h2>What it wrote</h2>"
         '<p class="about">The same held-out problems before and after, greedy. Of each kind, the first ones '
-        f"in the file: none was picked by hand.</p>{mix}{shown}</section>"
+        f"in the file: none was picked by hand.</p>{shown.about()}{mix}{samples}</section>"
     )
 
 
@@ -61,21 +66,26 @@ def choose(pairs: list[dict[str, Record]], limit: int = SHOWN) -> list[dict[str,
     return [pair for change, found in kinds.items() for pair in found[: room[change]]][:limit]
 
 
-def _pair(pair: dict[str, Record]) -> str:
+def _pair(pair: dict[str, Record], shown: Shown) -> str:
     before, after = pair["before"], pair["after"]
-    sides = "".join(completion(record, word) for record, word in ((before, "before"), (after, "after")))
-    return f'<article class="sample">{question(after)}<div class="sides">{sides}</div></article>'
+    sides = "".join(
+        completion(record, word, shown=shown) for record, word in ((before, "before"), (after, "after"))
+    )
+    return f'<article class="sample">{question(after, shown=shown)}<div class="sides">{sides}</div></article>'
 
 
-def question(record: Record, file: str = SAMPLES) -> str:
-    """A record's prompt and right answer; `file` is where the rest of a long one stands."""
+def question(record: Record, file: str = SAMPLES, shown: Shown | None = None) -> str:
+    """A record's prompt, pictures and right answer; `file` is where the rest of a long one stands."""
     answer = record.get("answer")
     gold = f'<p class="gold">answer <b>{escape(answer)}</b></p>' if answer is not None else ""
-    return f'<div class="question"><pre dir="auto">{clip(record.get("prompt"), file)}</pre>{gold}</div>'
+    pictures, text = shown.asked(record) if shown else "", record.get("prompt")
+    if pictures and isinstance(text, str):
+        text = text.lstrip().removeprefix(MARK)  # it is before one's eyes
+    return f'<div class="question">{pictures}<pre dir="auto">{clip(text, file)}</pre>{gold}</div>'
 
 
-def completion(record: Record, word: str, file: str = SAMPLES) -> str:
-    """A record's completion with its verdict, under a word that says which one it is."""
+def completion(record: Record, word: str, file: str = SAMPLES, shown: Shown | None = None) -> str:
+    """A record's completion with its verdict and what it points at, under a word for it."""
     tokens = number(record.get("tokens"))
     facts = [f"{tokens:.0f} tokens"] if tokens is not None else []
     total = number(record.get("total"))
@@ -88,19 +98,23 @@ def completion(record: Record, word: str, file: str = SAMPLES) -> str:
     verdict = _badge(record.get("strict"))
     return (
         f'<div class="side"><p class="meta"><span class="word">{escape(word)}</span>{verdict}'
-        f'<span>{" · ".join(facts)}</span></p><pre dir="auto" tabindex="0">{text}</pre></div>'
+        f'<span>{" · ".join(facts)}</span></p><pre dir="auto" tabindex="0">{text}</pre>'
+        f"{shown.said(record) if shown else ''}</div>"
     )
 
 
-def _measured(run: Run) -> str:
+def _measured(run: Run, shown: Shown) -> str:
     """Of a model that was only evaluated: right and wrong answers in turn, the file's first ones."""
     records = [pair["after"] for pair in run.pairs.values() if "after" in pair]
-    shown = "".join(
-        f'<article class="sample">{question(r)}<div class="sides">{completion(r, "greedy")}</div></article>'
-        for r in mixed(records)[:SHOWN]
-    )
+    samples = "".join(_alone(r, "greedy", shown) for r in mixed(records)[:SHOWN])
     about = '<p class="about">Right and wrong answers in turn, the first ones in the file.</p>'
-    return f"<section><h2>What it writes</h2>{about}{shown}</section>" if shown else ""
+    about += shown.about()
+    return f"<section><h2>What it writes</h2>{about}{samples}</section>" if samples else ""
+
+
+def _alone(record: Record, word: str, shown: Shown) -> str:
+    sides = f'<div class="sides">{completion(record, word, shown=shown)}</div>'
+    return f'<article class="sample">{question(record, shown=shown)}{sides}</article>'
 
 
 def mixed(records: Sequence[Record]) -> list[Record]:
@@ -110,16 +124,12 @@ def mixed(records: Sequence[Record]) -> list[Record]:
     return found or list(records)
 
 
-def _latest(run: Run) -> str:
+def _latest(run: Run, shown: Shown) -> str:
     if not run.recent:
         return ""
-    shown = "".join(
-        f'<article class="sample">{question(r)}<div class="sides">'
-        f"{completion(r, 'step ' + compact(r.get('step')))}</div></article>"
-        for r in run.recent[-LATEST:]
-    )
+    samples = "".join(_alone(r, f"step {compact(r.get('step'))}", shown) for r in run.recent[-LATEST:])
     about = '<p class="about">The latest training completions.</p>'
-    return f"<section><h2>What it writes</h2>{about}{shown}</section>"
+    return f"<section><h2>What it writes</h2>{about}{samples}</section>"
 
 
 def _badge(verdict: object) -> str:

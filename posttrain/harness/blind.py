@@ -1,7 +1,7 @@
 """Does a model look? Its questions asked again, with grey pictures and with pictures of other questions.
 
-What a model gets right without the picture it gets from the words alone: a blind baseline, as in "Making the V
-in VQA matter" (Goyal et al. 2017, arXiv 1612.00837).
+What a model gets right without the picture it gets from the words alone: the blind baseline of Goyal et al.
+2017, "Making the V in VQA Matter" (arXiv 1612.00837).
 """
 
 from __future__ import annotations
@@ -29,13 +29,21 @@ Color = tuple[int, int, int]
 
 def blind(prompts: Sequence[Prompt], answerer: Answerer, seed: int) -> dict[str, list[Prompt]]:
     """Of the prompts that have pictures: "blank", "shuffled"; a kind that no prompt can have is left out."""
+    found = without(prompts, seed)
+    return {kind: greyed(some, answerer) if kind == "blank" else some for kind, some in found.items()}
+
+
+def without(prompts: Sequence[Prompt], seed: int) -> dict[str, list[Prompt]]:
+    """As `blind`, but that the blank ones are still to be `greyed`, which takes the model."""
     seen = [prompt for prompt in prompts if prompt.pictures]
-    grey = grey_of(answerer)
-    found = {
-        "blank": [replaced(prompt, [blank(one, grey) for one in prompt.pictures]) for prompt in seen],
-        "shuffled": shuffled(seen, seed),
-    }
+    found = {"blank": seen, "shuffled": shuffled(seen, seed)}
     return {kind: some for kind, some in found.items() if some}
+
+
+def greyed(prompts: Sequence[Prompt], answerer: Answerer) -> list[Prompt]:
+    """Prompts with a grey picture of the same size for each of theirs."""
+    grey = grey_of(answerer)
+    return [replaced(prompt, [blank(one, grey) for one in prompt.pictures]) for prompt in prompts]
 
 
 def grey_of(answerer: Answerer) -> Color:
@@ -76,7 +84,7 @@ def shuffled(prompts: Sequence[Prompt], seed: int) -> list[Prompt]:
         groups = [alike[key] for key in sorted(alike)]
         rng.shuffle(groups)
         row = [prompt for group in groups for prompt in group]
-        # As far on as the largest group is long, nobody meets pictures of their own group, while there are others.
+        # As far on as the largest group is long, nobody meets their own group while there are others.
         turn = max(map(len, groups))
         for prompt, other in zip(row, row[turn:] + row[:turn], strict=True):
             if _digests(prompt) != _digests(other):
@@ -120,13 +128,15 @@ def against(real: Sequence[Verdict], without: Sequence[Verdict]) -> dict[str, An
 def warning(blank: dict[str, Any]) -> str | None:
     """A sentence where the pictures add nothing that is beyond chance; `blank` as `against` gives it."""
     paired, value = blank["paired"], blank["value"]
+    added = paired["difference"]
     low, high = paired["ci95"]
     if low > 0 and paired["p"] <= SURE:
         return None
-    few = f" {paired['n']} questions tell little: ask more." if paired["n"] < FEW else ""
+    few = " Ask more of them." if paired["n"] < FEW else ""
     return (
-        f"The model answers as well without seeing: {value + paired['difference']:.1%} right with the pictures, "
-        f"{value:.1%} with grey ones in their place ({100 * paired['difference']:+.1f} points, 95% interval "
-        f"{100 * low:+.1f} to {100 * high:+.1f}). Whatever it has learned is in the words: ask what only the "
-        f"picture tells, and train tower or connector longer.{few}"
+        f"As far as {paired['n']} questions tell, the model answers as well without seeing: "
+        f"{value + added:.1%} right with the pictures, {value:.1%} with grey ones in their place "
+        f"({100 * added:+.1f} points, 95% interval {100 * low:+.1f} to {100 * high:+.1f}).{few} "
+        "What it has learned may all be in the words: ask what only the picture tells, and train tower or "
+        "connector longer."
     )

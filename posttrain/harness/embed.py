@@ -1,7 +1,7 @@
 """What page.js shows of the samples: lists instead of objects, because a page holds thousands of them.
 
     {"sides": [label, …], "tasks": [name, …], "questions": [QUESTION, …]}
-    QUESTION = [task's index, id, question, answer or null, change, [[SAMPLE, …] of each side]]
+    QUESTION = [task's index, id, question, answer or null, change, [[SAMPLE, …] of each side], PICTURES]
     SAMPLE = [number, completion, tokens or null, finish, judged, extracted or null, start, end, note, alike,
               cuts]
 
@@ -9,6 +9,7 @@ judged: an index into readback.JUDGEMENTS. start, end: of the extracted answer i
 they count UTF-16 units, as JavaScript does. alike: how many of the question's samples gave this answer.
 cuts: [[place in the completion, characters left out there], …], of texts that are too long to show.
 change: "" or, between two evaluations, "gained", "lost".
+PICTURES: [index into "pictures", …], left out where there are none; there each is a data URI, once.
 """
 
 from __future__ import annotations
@@ -18,11 +19,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from posttrain.evaluate.charts import visible
+from posttrain.evaluate.thumbnails import address, small
 from posttrain.harness.readback import JUDGEMENTS, Question, Sample
+from posttrain.picture import Picture
+from posttrain.types import PosttrainError
 
 LONGEST = 20_000  # characters of one completion on the page
 MOST = 30_000_000  # characters of all of them: a browser opens that in a second or two
 LEAST = 600  # and of each, however many there are
+THUMBNAILS = 500  # pictures in one page
 SHORT = 4_000  # characters of a question, an answer, a reason
 
 
@@ -35,15 +40,46 @@ def limit(samples: Sequence[Sample]) -> int:
     return allowed
 
 
+class Pictures:
+    """The pictures of a page, each once and small; `left_out` counts those that are too many, or gone."""
+
+    def __init__(self):
+        self.addresses: list[str] = []
+        self.left_out = 0
+        self._known: dict[Any, int] = {}
+
+    def of(self, one: Question) -> list[int]:
+        """The places of a question's pictures in `addresses`."""
+        return [place for cell in one.pictures if (place := self._place(cell, one.id)) is not None]
+
+    def _place(self, cell: Any, id: str) -> int | None:
+        try:
+            picture = Picture.of(cell, id)
+            place = self._known.get(picture)
+            if place is None and len(self.addresses) < THUMBNAILS:
+                data, kind, _ = small(picture)
+                place = self._known[picture] = len(self.addresses)
+                self.addresses.append(address(data, kind))
+        except PosttrainError:
+            place = None
+        self.left_out += place is None
+        return place
+
+
 def question(
-    task: int, one: Question, sides: Sequence[Sequence[Sample]], allowed: int, change: str = ""
+    task: int,
+    one: Question,
+    sides: Sequence[Sequence[Sample]],
+    allowed: int,
+    change: str = "",
+    pictures: Sequence[int] = (),
 ) -> list[Any]:
     gold = None if one.answer is None else short(one.answer)
     shown = []
     for samples in sides:
         groups = Counter(sample.group for sample in samples if sample.group is not None)
         shown.append([_sample(sample, groups, allowed) for sample in samples])
-    return [task, short(one.id), short(one.text), gold, change, shown]
+    return [task, short(one.id), short(one.text), gold, change, shown, *([[*pictures]] if pictures else [])]
 
 
 def short(text: str) -> str:

@@ -2,7 +2,7 @@
 // Shows and filters the samples that stand as JSON in the page (posttrain/harness/embed.py says how). What a model
 // wrote becomes text nodes and nothing else. Only one page of questions is in the document at a time.
 (() => {
-  const TASK = 0, ID = 1, QUESTION = 2, GOLD = 3, CHANGE = 4, SIDES = 5, LOW = 6;
+  const TASK = 0, ID = 1, QUESTION = 2, GOLD = 3, CHANGE = 4, SIDES = 5, PICTURES = 6, LOW = 7;
   const NUMBER = 0, TEXT = 1, TOKENS = 2, FINISH = 3, JUDGED = 4, FOUND = 5, START = 6, END = 7, NOTE = 8,
     ALIKE = 9, CUTS = 10, LOWER = 11;
   const CSS = ["right", "wrong", "open", "failed"];
@@ -87,12 +87,20 @@
     const asked = make("div", "asked", title, text);
     const head = make("div", "question", asked);
     if (q[GOLD] !== null) head.append(make("p", "gold", "answer ", make("b", "", make("bdi", "", q[GOLD]))));
+    if (q[PICTURES]) head.prepend(make("div", "pictures", ...q[PICTURES].map(picture)));
     const made = make("article", "sample", head);
     const columns = make("div", data.sides.length > 1 ? "sides" : "one-side");
     // Of two sides the samples that make the change are opened, else the first one.
     const wanted = { gained: [1, 0], lost: [0, 1] }[q[CHANGE]] ?? [];
     sides.forEach((side, i) => columns.append(column(side, q[SIDES][i], data.sides[i], wanted[i])));
     made.append(columns);
+    return made;
+  };
+
+  const picture = (place) => {
+    const made = make("img", "looked");
+    made.src = data.pictures[place];
+    made.alt = "The question's picture";
     return made;
   };
 

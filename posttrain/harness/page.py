@@ -17,9 +17,19 @@ from posttrain.evaluate.metrics import number
 from posttrain.evaluate.page import table
 from posttrain.evaluate.page import write_page as write_shell
 from posttrain.evaluate.runfolder import Estimate, Record
+from posttrain.evaluate.seeing import added, points
 from posttrain.evaluate.words import NONE, compact, duration, percent1
 from posttrain.harness import embed
-from posttrain.harness.readback import ANSWERS, JUDGEMENTS, Evaluation, Task, estimate, part, read_evaluation
+from posttrain.harness.readback import (
+    ANSWERS,
+    BLIND,
+    JUDGEMENTS,
+    Evaluation,
+    Task,
+    estimate,
+    part,
+    read_evaluation,
+)
 from posttrain.harness.show import general, interval, made_by, reports
 
 PAGE = 10  # questions shown at a time
@@ -36,13 +46,15 @@ def write_page(folder: Path) -> Path:
     """
     evaluation = read_evaluation(folder)
     allowed = embed.limit([sample for task in evaluation.tasks for sample in task.samples])
+    pictures = embed.Pictures()
     questions = [
-        embed.question(i, question, [question.samples], allowed)
+        embed.question(i, question, [question.samples], allowed, pictures=pictures.of(question))
         for i, task in enumerate(evaluation.tasks)
         for question in task.questions
         if question.samples
     ]
     data = samples_data([""], [task.name for task in evaluation.tasks], questions)
+    data |= {"pictures": pictures.addresses} if pictures.addresses else {}
     sections = [_head(evaluation), callouts(evaluation.state), _numbers(evaluation), _warnings(evaluation)]
     sections += [_every_number(evaluation), _made_of(evaluation), _curves(evaluation), _reported(evaluation)]
     counts = [0] * len(JUDGEMENTS)
@@ -52,6 +64,8 @@ def write_page(folder: Path) -> Path:
     about = (
         f"Each question with all of its samples; the marked part is the answer that was read. {_cut(allowed)}"
     )
+    if pictures.left_out:
+        about += f" {len(pictures.addresses):,} pictures are shown, and {pictures.left_out:,} left out."
     choices = {
         "Verdict": [(str(i), JUDGED[word], counts[i]) for i, word in enumerate(JUDGEMENTS) if counts[i]]
     }
@@ -198,6 +212,11 @@ def _every_number(evaluation: Evaluation) -> str:
         for i, (name, found) in enumerate(task.metrics.items()):
             n = NONE if found.n is None else f"{found.n:,}"
             rows.append((task.name if i == 0 else "", name, percent1(found.accuracy), interval(found), n))
+        for kind, name in BLIND.items():
+            if found := task.blind.get(name):
+                more = points(added(part(task.result, "blind"), kind))
+                name += f"; the real ones add {more}" if more else ""
+                rows.append(("", name, percent1(found.accuracy), interval(found), _count(found.n)))
         held = part(task.result, "facts")
         if not held:
             continue

@@ -16,6 +16,7 @@ from posttrain.evaluate.runfolder import Estimate, Record, Run, json_lines
 from posttrain.types import PosttrainError
 
 ROWS, ANSWERS, VERDICTS = "rows.jsonl", "answers.jsonl", "verdicts.jsonl"
+BLIND = {"blank": "with grey pictures", "shuffled": "with others' pictures"}
 SENTENCE = 2_000  # characters of a warning at most
 JUDGEMENTS = ("right", "wrong", "open", "failed")
 
@@ -47,6 +48,8 @@ class Question:
     text: str = ""
     answer: str | None = None
     samples: list[Sample] = field(default_factory=list)
+    pictures: tuple[Any, ...] = ()
+    """What its row holds for them (posttrain.picture.Picture.of)."""
 
 
 @dataclass
@@ -70,6 +73,13 @@ class Task:
         first = self.result.get("primary")
         names = sorted(found, key=lambda name: name != first)  # stable: the others keep the file's order
         return {name: e for name in names if (e := found[name]) is not None}
+
+    @property
+    def blind(self) -> dict[str, Estimate]:
+        """Right without the questions' pictures, by what it is called."""
+        found = part(self.result, "blind")
+        named = {name: estimate(found.get(kind)) for kind, name in BLIND.items()}
+        return {name: e for name, e in named.items() if e is not None}
 
     @property
     def warnings(self) -> list[str]:
@@ -176,7 +186,9 @@ def _task(folder: Path, result: Record, settings: Record, samples: bool) -> Task
     questions: dict[str, Question] = {}
     for row in _lines(folder / ROWS, task):
         gold = row.get("answer")
-        one = Question(str(row.get("id")), _text(row.get("question")), None if gold is None else _text(gold))
+        words = _text(row.get("question"))
+        one = Question(str(row.get("id")), words, None if gold is None else _text(gold))
+        one.pictures = _pictures(row)
         questions[one.id] = one
     verdicts = {_key(record): record for record in _lines(folder / VERDICTS, task)}
     answers: dict[tuple[str, int], Record] = {}
@@ -198,6 +210,14 @@ def _task(folder: Path, result: Record, settings: Record, samples: bool) -> Task
     elif left := len(answers.keys() - verdicts.keys()):
         task.problems.append(f"{left:,} samples have no verdict yet.")
     return task
+
+
+def _pictures(row: Record) -> tuple[Any, ...]:
+    content, beside = row.get("content"), row.get("images")
+    messages = [one for one in content if isinstance(one, dict)] if isinstance(content, list) else []
+    parts = [part for one in messages if isinstance(one.get("content"), list) for part in one["content"]]
+    found = [part["image"] for part in parts if isinstance(part, dict) and part.get("image") is not None]
+    return (*found, *(beside if isinstance(beside, list) else ()))
 
 
 def _lines(path: Path, task: Task) -> Iterator[Record]:

@@ -47,6 +47,7 @@ def table(folder: Path) -> str:
             )
         if complete := estimate(part(task.result, "facts").get("accuracy_if_complete")):
             rows.append(("", "if never cut off", *figures(complete), "", "", "", ""))
+        rows += [("", name, *figures(found), "", "", "", "") for name, found in task.blind.items()]
     lines = grid(rows, left=2)
     if any(task.metrics for task in evaluation.tasks):
         lines += ["", MEANING]
@@ -88,6 +89,7 @@ def markdown(evaluation: Evaluation) -> str:
             rows.append((task.name, shown, *figures(found), *(facts if i == 0 else ("", "", ""))))
         if complete := estimate(part(task.result, "facts").get("accuracy_if_complete")):
             rows.append((task.name, "if never cut off", *figures(complete), "", "", ""))
+        rows += [(task.name, name, *figures(found), "", "", "") for name, found in task.blind.items()]
     lines += _markdown_table(heads, rows) if rows else ["No numbers yet."]
     warnings = [(task.name, warning) for task in evaluation.tasks for warning in task.warnings]
     if warnings:
@@ -122,7 +124,7 @@ def rows_csv(evaluation: Evaluation) -> str:
             " | ".join(task.warnings),
         ]
         metrics: list[tuple[str, Estimate | None]] = list(task.metrics.items()) or [("", None)]
-        for name, found in metrics:
+        for name, found in [*metrics, *task.blind.items()]:
             shown = (found.accuracy, found.lo, found.hi, found.n) if found else (None, None, None, None)
             primary = int(name == task.result.get("primary")) if found else ""
             start = (evaluation.model, evaluation.engine, task.name, name, primary)
