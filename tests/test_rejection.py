@@ -46,6 +46,8 @@ def quiet(phase: str, done: int, total: int) -> None:
 class Saying:
     """Stands in for an engine: what it says tells the seed; remembers the prompts that it was asked for."""
 
+    context: int | None = None
+
     def __init__(self) -> None:
         self.asked: list[int] = []
 
