@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 from posttrain import image_parts
-from posttrain.recipe import Data, Source, columns_in, fill
+from posttrain.recipe_data import Data, Source, columns_in, fill
 from posttrain.sources import Row, folder_of, read_rows
 from posttrain.types import MARK, Message, Picture, PosttrainError, Prompt, pictures_in
 from posttrain.words import did_you_mean

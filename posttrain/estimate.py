@@ -10,7 +10,8 @@ import torch
 from posttrain import data, models
 from posttrain.kinds import Export, Sft
 from posttrain.plan import Planned
-from posttrain.recipe import STAGE, Judged, Model, Recipe, Stage, dump_recipe
+from posttrain.recipe import Judged, Model, Recipe, Stage, dump_recipe
+from posttrain.recipe_data import STAGE
 from posttrain.stages import Staged, dump, kind_of
 from posttrain.train.logprobs import BLOCK, KEEP
 

@@ -6,22 +6,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from posttrain.recipe import (
-    Count,
-    Evaluation,
-    Judged,
-    Model,
-    Positive,
-    Rates,
-    Recipe,
-    Sampling,
-    Share,
-    Stage,
-    Text,
-    Trackers,
-    Trained,
-    Whole,
-)
+from posttrain.recipe import Evaluation, Judged, Model, Rates, Recipe, Sampling, Stage, Trackers, Trained
+from posttrain.recipe_data import Count, Positive, Share, Text, Whole
 from posttrain.settings import Section, Wrong
 from posttrain.words import did_you_mean
 

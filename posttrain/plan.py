@@ -20,7 +20,8 @@ from typing import Any, Literal
 
 from posttrain import __version__
 from posttrain.files import replace_text
-from posttrain.recipe import FILES, FOLDER, Stage
+from posttrain.recipe import Stage
+from posttrain.recipe_data import FILES, FOLDER
 from posttrain.stages import Staged, kind_of, references, sources
 from posttrain.types import PosttrainError
 from posttrain.words import did_you_mean

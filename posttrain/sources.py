@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import scenes
-from posttrain.recipe import FILES, FOLDER, GENERATOR, HUB, SCENES, Source
+from posttrain.recipe_data import FILES, FOLDER, GENERATOR, HUB, SCENES, Source
 from posttrain.types import PosttrainError
 from posttrain.words import did_you_mean
 

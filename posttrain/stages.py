@@ -18,7 +18,8 @@ from typing import Any
 
 from posttrain import settings
 from posttrain.kinds import KINDS
-from posttrain.recipe import STAGE, Model, Recipe, Source, Stage, locate
+from posttrain.recipe import Model, Recipe, Stage, locate
+from posttrain.recipe_data import STAGE, Source
 from posttrain.settings import Loc, Section, Values, dotted
 from posttrain.types import PosttrainError
 from posttrain.words import did_you_mean

@@ -33,7 +33,7 @@ import textwrap
 from concurrent.futures import ThreadPoolExecutor
 
 from posttrain import sandbox
-from posttrain.recipe import columns_in, fill
+from posttrain.recipe_data import columns_in, fill
 from posttrain.types import PosttrainError
 from posttrain.verify import text_of
 from posttrain.words import after_reasoning

@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from posttrain.data import load
-from posttrain.recipe import Data
+from posttrain.recipe_data import Data
 from posttrain.types import PosttrainError, Prompt
 
 ROW = {"question": "1+1?", "answer": "2", "level": 3}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from posttrain.data import examples, load
-from posttrain.recipe import Data
+from posttrain.recipe_data import Data
 from posttrain.types import PosttrainError
 
 SUM = {"question": "1+1?", "answer": "2", "trace": "1 + 1 = 2"}

@@ -16,7 +16,7 @@ from PIL import Image
 from posttrain import past
 from posttrain.data import examples, load
 from posttrain.picture import Picture
-from posttrain.recipe import Data
+from posttrain.recipe_data import Data
 from posttrain.types import PosttrainError, Prompt
 
 RED, GREEN, BLUE, WHITE = "red", "green", "blue", "white"

@@ -38,6 +38,7 @@ FLOORS = {
     "reward_child": 1,
     "rewards": 1,
     "recipe": 1,
+    "recipe_data": 1,
     "kinds": 1,
     "stages": 1,
     "plan": 1,

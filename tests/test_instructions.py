@@ -10,7 +10,7 @@ import reasoning_gym
 
 from posttrain import content, instructions
 from posttrain.data import load
-from posttrain.recipe import Data
+from posttrain.recipe_data import Data
 
 
 def reward(name: str):

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from posttrain import content
-from posttrain.recipe import Loss, Recipe, Train, columns_in, dump_recipe, fill, load_recipe
+from posttrain.recipe import Loss, Recipe, Train, dump_recipe, load_recipe
+from posttrain.recipe_data import columns_in, fill
 from posttrain.stages import dump, load_stages
 from posttrain.types import PosttrainError
 

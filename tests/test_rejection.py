@@ -21,8 +21,9 @@ from PIL import Image
 
 from posttrain import data, models, places
 from posttrain.kinds import Keep
-from posttrain.recipe import Data, Reward
+from posttrain.recipe import Reward
 from posttrain.recipe import Sampling as Settings
+from posttrain.recipe_data import Data
 from posttrain.rejection import SCORED, SHARD, draw, select
 from posttrain.rewards import Rewards
 from posttrain.rollout.native import NativeEngine

@@ -13,7 +13,7 @@ import pytest
 
 from posttrain import data
 from posttrain.kinds import Keep
-from posttrain.recipe import Data
+from posttrain.recipe_data import Data
 from posttrain.rejection import select
 from posttrain.types import PosttrainError
 

@@ -9,7 +9,8 @@ import pytest
 
 from posttrain import content
 from posttrain.kinds import KINDS, Eval
-from posttrain.recipe import Recipe, Sampling, Source, Stage, load_recipe
+from posttrain.recipe import Recipe, Sampling, Stage, load_recipe
+from posttrain.recipe_data import Source
 from posttrain.stages import Staged, dump, kind_of, load_stages, references
 from posttrain.types import PosttrainError
 

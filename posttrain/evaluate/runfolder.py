@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from posttrain.evaluate.metrics import number
-from posttrain.recipe import STAGE
+from posttrain.recipe_data import STAGE
 from posttrain.types import PosttrainError
 
 FILES = ("recipe.yaml", "metrics.jsonl", "samples.jsonl", "result.json", "inputs.json")

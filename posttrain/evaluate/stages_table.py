@@ -20,7 +20,7 @@ from posttrain.evaluate.runfolder import Estimate, Run, estimate, read_run
 from posttrain.evaluate.stage_text import did
 from posttrain.evaluate.words import NONE, percent
 from posttrain.plan import Planned, plan, unused
-from posttrain.recipe import STAGE
+from posttrain.recipe_data import STAGE
 from posttrain.stages import kind_of, load_stages, references
 from posttrain.types import PosttrainError
 

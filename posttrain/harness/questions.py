@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from posttrain import __version__, image_parts
 from posttrain.data import RESERVED, as_text, column_of, ids_of, pictures_of, question_key
 from posttrain.harness.task import Choices, Task
-from posttrain.recipe import FILES, GENERATOR, HUB, MADE, SCENES, Source, columns_in, fill
+from posttrain.recipe_data import FILES, GENERATOR, HUB, MADE, SCENES, Source, columns_in, fill
 from posttrain.sources import Row, read_rows
 from posttrain.types import Message, Picture, PosttrainError, Prompt
 

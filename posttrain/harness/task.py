@@ -14,7 +14,8 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from posttrain import content, settings
-from posttrain.recipe import Count, FolderName, Positive, Share, Source, Text, Whole, columns_in
+from posttrain.recipe import FolderName
+from posttrain.recipe_data import Count, Positive, Share, Source, Text, Whole, columns_in
 from posttrain.settings import Section, Wrong
 
 Texts = Annotated[tuple[Text, ...], Field(strict=False)]

@@ -16,7 +16,7 @@ from posttrain import content
 from posttrain.data import question_key
 from posttrain.harness.questions import load_prompts
 from posttrain.harness.task import Task, load_task
-from posttrain.recipe import MADE
+from posttrain.recipe_data import MADE
 from posttrain.rewards import Rewards, locate
 from posttrain.types import Completion, Prompt
 

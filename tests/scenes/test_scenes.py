@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from posttrain import scenes
 from posttrain.data import load
-from posttrain.recipe import Data
+from posttrain.recipe_data import Data
 from posttrain.rewards import Rewards, RewardSpec
 from posttrain.scenes import arithmetic
 from posttrain.scenes._draw import COLORS, LINES

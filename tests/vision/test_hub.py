@@ -16,7 +16,7 @@ from transformers import AutoImageProcessor
 from posttrain import data, models
 from posttrain.multimodal import image_token
 from posttrain.picture import Picture
-from posttrain.recipe import Data
+from posttrain.recipe_data import Data
 from posttrain.train import checkpoint
 from posttrain.train.grpo import State
 from posttrain.types import PosttrainError, Prompt
