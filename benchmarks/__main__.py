@@ -192,10 +192,10 @@ def main() -> None:
         parser.error("vLLM is not installed here: make .venv/vllm.stamp")
     parts = options.parts or [name for name in PARTS if name != "vllm" or importlib.util.find_spec("vllm")]
 
-    from posttrain import models
+    from posttrain import places
     from posttrain.machine import machine
 
-    bench = Bench(options, models.resolve(options.model))
+    bench = Bench(options, places.resolve(options.model))
     where = {k: v for k, v in machine().items() if k != "peak_gib"}
     for name in parts:
         found = PARTS[name](bench) | {

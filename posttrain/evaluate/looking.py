@@ -125,7 +125,8 @@ def _gradients(model: PreTrainedModel, prompt: Encoded, answer: list[int], *at: 
     """Of the answer's log-probability, with respect to each of `at`; the last is the pictures' embeddings."""
     batch = pack([TrainGroup(prompt, [TrainRow(answer, [0.0] * len(answer), 0.0, 0.0)])], model.device)
     places = (batch.tokens[: len(prompt)] == image_token(model)).nonzero()[:, 0]
-    base, head = body(model), model.get_output_embeddings()
+    base: Any = body(model)
+    head: Any = model.get_output_embeddings()
     embeddings: Any = at[-1].reshape(-1, at[-1].shape[-1])
     with torch.enable_grad(), attending(batch.layout):
         inputs = put(base, batch.tokens[None], (places, embeddings))

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from posttrain import models
+from posttrain import models, places
 from posttrain.harness.answer import Answer, OnAnswer, OnProgress, Request, failed
 from posttrain.types import PosttrainError, Sampling
 
@@ -21,7 +21,7 @@ class VllmAnswerer:
     def __init__(self, model: str, compute: str = "auto", context: int | None = None):
         """
         Args:
-            model: as posttrain.models.resolve takes it. compute: "auto", "bfloat16" or "float32".
+            model: as posttrain.places.resolve takes it. compute: "auto", "bfloat16" or "float32".
             context: most tokens of prompt and completion together; the model's own if not said.
 
         Raises:
@@ -42,7 +42,7 @@ class VllmAnswerer:
         self._final = RequestOutputKind.FINAL_ONLY
         dtype = str(models.compute_type(compute)).removeprefix("torch.")
         self.model, self.dtype = model, dtype
-        self.llm: Any = self._vllm.LLM(models.resolve(model), dtype=dtype, max_model_len=context)
+        self.llm: Any = self._vllm.LLM(places.resolve(model), dtype=dtype, max_model_len=context)
         self.tokenizer = self.llm.get_tokenizer()
         self.encode = models.text_encoder(self.tokenizer)
 
