@@ -277,7 +277,7 @@ class GRPO:
         train = self.recipe.train
         rate = train.learning_rate * schedule(train.schedule, step, train.steps, train.warmup)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["scale"]
+            group["lr"] = rate * group.get("scale", 1.0)
         return rate
 
 
