@@ -44,7 +44,7 @@ def prompt(id: str, *pictures: Picture, answer: str | None = "3") -> Prompt:
 
 
 def plainly(model: Any, encoded: Encoded, answer: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Image embeddings [n, H] and the gradient of the answer's log-probability, by transformers' own forward."""
+    """Image embeddings [n, H] and the gradient of the answer's log-probability, by the model's own way."""
     kept: list[torch.Tensor] = []
 
     def keep_output(_: Any, __: Any, out: torch.Tensor) -> torch.Tensor:

@@ -43,7 +43,7 @@ def picture(number: int, size: tuple[int, int] = (64, 32)) -> Picture:
 def sample(folder: Path, number: int, phase: str, completion: str = "<answer>[8, 4, 24, 20]</answer>") -> Any:
     right = phase == "after"
     return {
-        "step": 0, "split": "heldout", "phase": phase, "id": str(number), "prompt": "<image>Where? In pixels.",
+        "step": 0, "split": "heldout", "phase": phase, "id": str(number), "prompt": "<image>Where?",
         "completion": completion, "answer": "[4, 2, 20, 12]", "parts": {}, "total": 1.0, "finish": "stop",
         "tokens": 3, "strict": right, "lenient": right, "pictures": [keep(folder, picture(number))],
     }  # fmt: skip
@@ -56,7 +56,7 @@ def made_to_see(folder: Path, count: int = 5) -> Path:
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for line in metrics:
         if "heldout" in line:
-            line["heldout"]["tower"] = TOWER | {"rank": 9.5 + line["step"]}
+            line["heldout"] |= {"tower": TOWER | {"rank": 9.5 + line["step"]}, "blank": BLANK}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
     result = json.loads((folder / "result.json").read_text())
     for phase in ("before", "after"):
