@@ -9,6 +9,7 @@ puts medians and ratios into benchmarks/results.json and RESULTS.md; other parts
   linear   posttrain's update with 4 times the batch, and with ragged against equal lengths
   rollout  the native engine against transformers' generate
   vllm     the native engine against vLLM, where that is installed (make bench does; see the Makefile)
+  vision   a model that sees: update and first tokens of completions that share a picture
   race     minutes to accuracy on the demo's recipe, against TRL
 """
 
@@ -25,7 +26,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import lengths, race, report, rollout, step, update
+from benchmarks import lengths, race, report, rollout, step, update, vision
 from benchmarks.sides import Report, alternate
 from benchmarks.work import COMPLETIONS, MODEL, SETTINGS, Job
 
@@ -38,12 +39,8 @@ class Bench:
     """What all parts are asked for on the command line."""
 
     def __init__(self, options: argparse.Namespace, folder: str):
-        self.tokens, self.repeats, self.steps, self.folder = (
-            options.tokens,
-            options.repeats,
-            options.steps,
-            folder,
-        )
+        self.tokens, self.repeats, self.steps = options.tokens, options.repeats, options.steps
+        self.picture, self.folder = options.picture, folder
 
     def job(self, prompts: int = 4, rounds: int = 0) -> Job:
         return Job(self.folder, prompts, self.tokens, rounds or self.repeats + 1)
@@ -124,6 +121,35 @@ def part_vllm(bench: Bench) -> report.Part:
     return report.part(cases, job)
 
 
+def part_vision(bench: Bench) -> report.Part:
+    say("vision:")
+    with tempfile.TemporaryDirectory() as folder:
+        pairs, shared = Path(folder) / "pairs.json", Path(folder)
+        job = replace(bench.job(prompts=1), folder=str(shared / "model"), picture=bench.picture)
+        job = replace(job, tokens=min(job.tokens, vision.MOST))
+        alternate({"sampled": partial(vision.write, job, bench.folder, pairs)}, 0, say)
+        which = update.SIDES[:2]
+        cases = {"update": alternate(update.sides(job, pairs, shared, which), bench.repeats, say)}
+        still = replace(job, frozen=True)
+        cases["tower frozen"] = alternate(update.sides(still, pairs, shared, which), bench.repeats, say)
+        cases["first token"] = alternate(vision.sides(job), bench.repeats, say)
+        exact = replace(job, compute="float32", rounds=1)
+        twins = update.sides(exact, pairs, shared, which)
+        off = alternate({f"{side}, float32": body for side, body in twins.items()}, 0, say)
+        pairings = {
+            "posttrain, trl in float32": ("posttrain_exact", "trl_exact"),
+            "posttrain, float32": ("posttrain", "posttrain_exact"),
+            "trl, float32": ("trl", "posttrain_exact"),
+        }
+        same = {
+            f"{pairing}: {part}": update.agreement(shared, *two, part)
+            for pairing, two in pairings.items()
+            for part in vision.PARTS
+        }
+    losses = {r["side"]: r["loss"] for r in off}
+    return report.part(cases, job, same=same, losses=losses, picture=job.picture)
+
+
 def part_race(bench: Bench) -> report.Part:
     say("race:")
     job = bench.job(rounds=bench.steps)
@@ -139,6 +165,7 @@ PARTS: dict[str, Callable[[Bench], report.Part]] = {
     "linear": part_linear,
     "rollout": part_rollout,
     "vllm": part_vllm,
+    "vision": part_vision,
     "race": part_race,
 }
 
@@ -154,6 +181,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=16, help="training steps of the race (default 16)")
     parser.add_argument("--model", default=MODEL, help=f"alias, folder or Hub id (default {MODEL})")
     parser.add_argument("--tokens", type=int, default=128, help="most tokens a completion (default 128)")
+    parser.add_argument("--picture", type=int, default=384, help="pixels of vision's pictures (default 384)")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of results.json and RESULTS.md")
     options = parser.parse_args()
     if unknown := [name for name in options.parts if name not in PARTS]:
@@ -164,10 +192,10 @@ def main() -> None:
         parser.error("vLLM is not installed here: make .venv/vllm.stamp")
     parts = options.parts or [name for name in PARTS if name != "vllm" or importlib.util.find_spec("vllm")]
 
-    from posttrain import models
+    from posttrain import places
     from posttrain.machine import machine
 
-    bench = Bench(options, models.resolve(options.model))
+    bench = Bench(options, places.resolve(options.model))
     where = {k: v for k, v in machine().items() if k != "peak_gib"}
     for name in parts:
         found = PARTS[name](bench) | {

@@ -8,7 +8,7 @@ holds it in 95% of the trials. Beside posttrain's intervals (posttrain.harness.i
 
   clustered  Wilson's at the effective number of samples (Liang and Zeger's variance)
   t          mean and Student's t over questions
-  BCa        the bootstrap over questions, of 1,000 draws and a fifth of the trials, for 30 and 100 questions
+  BCa        the bootstrap over questions, of 1,000 draws and in 200 trials, for 30 and 100 questions
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ PAIRS = [
 QUESTIONS = (30, 100, 300, 1000)
 STUDENT = {30: 2.0452, 100: 1.9842, 300: 1.9679, 1000: 1.9623}  # 97.5% quantiles, of one degree less
 WIDE = (False, True, False, True, False)  # which columns of the comparisons hold widths
+FEWER = 200  # trials of what takes long
 LEAST, MOST = 0.03, 0.97  # truths beyond are counted apart: pass@8 of easy questions is 0.9999
 
 
@@ -243,7 +244,7 @@ def means(trials: int) -> str:
                 for method, ends in methods.items():
                     if method == "BCa" and n > 100:
                         continue
-                    some = counts[: max(1, trials // 5)] if method == "BCa" else counts
+                    some = counts[:FEWER] if method == "BCa" else counts
                     made = ends(values, some)
                     share = share_inside(made, truth)
                     (found if usual else beyond)[method].append(share)
@@ -281,7 +282,7 @@ def comparisons(trials: int) -> str:
                     shares.append(share_inside(ends, truth))
                     widths.append(float((ends[1] - ends[0]).mean()))
                 if abs(truth) < 1e-9:
-                    some = range(max(1, trials // 4))
+                    some = range(min(FEWER, trials))
                     found[4].append(fmean(compare(a[i], b[i], i, draws=199)["p"] <= 0.05 for i in some))
                 if not 0.93 <= found[0][-1] <= 0.97:
                     named = f"{n} questions, {metric}, {one} and {two}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ TITLES = {
     "linear": "What a batch of another size or shape costs",
     "rollout": "Rollouts, against transformers' generate",
     "vllm": "Rollouts, against vLLM's steady state",
+    "vision": "A model that sees: completions that share a picture",
     "race": "Time to accuracy on the demo's recipe",
 }
 
@@ -61,6 +63,9 @@ def summarise(reports: list[Report]) -> dict[str, dict[str, float]]:
         if "generate" in mine[0]:
             row["generate"] = _median(mine, lambda r: r["generate"])
             row["update"] = _median(mine, lambda r: r["seconds"] - r["generate"])
+        if "cpu" in mine[0]:
+            row["cpu"] = _median(mine, lambda r: r["cpu"])
+            row["cpu_ratio"] = row["cpu"] / _median(ours, lambda r: r["cpu"])
         if "packed" in mine[0]:
             row["packed_rate"] = _median(mine, lambda r: r["packed"] / r["seconds"])
         if "flops" in mine[0]:
@@ -125,6 +130,9 @@ def ratios(parts: dict[str, Part]) -> dict[str, float]:
     slower("rollout_vs_generate_fixed", "rollout", "fixed", "generate")
     slower("rollout_vs_vllm_32", "vllm", "32 rows", "vllm")
     slower("rollout_vs_vllm_128", "vllm", "128 rows", "vllm")
+    slower("vision_update_vs_trl", "vision", "update", "trl")
+    slower("vision_frozen_vs_trl", "vision", "tower frozen", "trl")
+    slower("vision_first_token_vs_generate", "vision", "first token", "generate")
     if "step" in parts:
         rows = parts["step"]["summary"]["natural"]
         found["memory_vs_trl"] = rows["posttrain"]["peak_gib"] / rows["trl_float32"]["peak_gib"]
@@ -188,13 +196,16 @@ def section(name: str, found: Part) -> str:
         lines += race(found)
     if "same" in found:
         firsts = {r["side"]: r["loss"] for r in found["rounds"]["update"] if r["repeat"] == 0}
+        firsts |= found.get("losses", {})
         lines += [
             "Loss of the first update: " + ", ".join(f"{s} {loss:.6f}" for s, loss in firsts.items()),
             "",
         ]
-        lines += ["| gradients of the first update | cosine | ratio of norms |", "|---|---|---|"]
+        lines += ["| gradients of the first update | cosine | ratio of norms | difference |"]
+        lines += ["|---|---|---|---|"]
         for pair, same in found["same"].items():
-            lines.append(f"| {pair} | {same['cosine']:.6f} | {same['norm_ratio']:.4f} |")
+            cosine, ratio = same["cosine"], same["norm_ratio"]
+            lines.append(f"| {pair} | {cosine:.6f} | {ratio:.4f} | {difference(cosine, ratio):.1e} |")
         lines.append("")
     shares = [row for rows in found["summary"].values() for row in rows.values() if "matmul_share" in row]
     if shares:
@@ -202,18 +213,26 @@ def section(name: str, found: Part) -> str:
             f"posttrain's update runs at {shares[0]['matmul_share']:.0%} of the machine's own products "
             f"({shares[0]['peak_tflops']:.3f} TFLOP/s; 6 x matrix entries x tokens, over the time)."
         )
+    shown = f"pictures of {found['picture']} pixels; " if "picture" in found else ""
     what = (
         f"{found['model']}, {found['prompts']} prompts x {found['completions']} completions of up to "
-        f"{found['max_tokens']} tokens; {machine['device']}, {machine['cores']} cores, {machine['threads']} "
-        f"threads; {versions}; {found['date']}. Again: `python -m benchmarks {name}`."
+        f"{found['max_tokens']} tokens; {shown}{machine['device']}, {machine['cores']} cores, "
+        f"{machine['threads']} threads; {versions}; {found['date']}. Again: `python -m benchmarks {name}`."
     )
     return "\n".join([*lines, "", what, ""])
+
+
+def difference(cosine: float, ratio: float) -> float:
+    """|x - y| / |y| of two vectors, from their cosine and |x| / |y|."""
+    return math.sqrt(max(0.0, (ratio - 1) ** 2 + 2 * ratio * (1 - cosine)))
 
 
 COLUMNS = {
     "seconds": ("s", "{:.2f}"),
     "generate": ("rollouts, s", "{:.2f}"),
     "update": ("update, s", "{:.2f}"),
+    "cpu": ("cores' s", "{:.2f}"),
+    "cpu_ratio": ("of the first's", "{:.2f}"),
     "tokens": ("tokens", "{:.0f}"),
     "rate": ("tokens/s", "{:.0f}"),
     "packed_rate": ("packed tokens/s", "{:.0f}"),

@@ -26,18 +26,20 @@ class Gate:
     """A side's end of the line: it calls ready() once it is set up, then begin() and end() around a round."""
 
     def __init__(self, line: Connection):
-        self.line, self.began = line, 0.0
+        self.line, self.began, self.cpu = line, 0.0, 0.0
 
     def ready(self) -> None:
         self.line.send("ready")
 
     def begin(self) -> None:
         self.line.recv()
-        self.began = time.perf_counter()
+        self.began, self.cpu = time.perf_counter(), time.process_time()
 
     def end(self, **report: Any) -> None:
-        """Send the round's report; its seconds are those since begin() unless it gives its own."""
-        self.line.send({"seconds": time.perf_counter() - self.began, **report})
+        """Send the round's report; its seconds are those since begin() unless it gives its own. cpu: what
+        all threads took of the cores since then, which other work beside it does not change much."""
+        took = {"seconds": time.perf_counter() - self.began, "cpu": time.process_time() - self.cpu}
+        self.line.send({**took, **report})
 
 
 def alternate(sides: dict[str, Body], repeats: int, say: Callable[[str], None]) -> list[Report]:
@@ -67,7 +69,8 @@ def alternate(sides: dict[str, Body], repeats: int, say: Callable[[str], None]) 
                 lines[side].send("begin")
                 said = _receive(lines[side], processes[side], side)
                 which = "warm-up" if repeat == 0 else f"{repeat}/{repeats}"
-                say(f"  {side:24}{which:>8}{said['seconds']:9.2f} s {said.get('tokens', ''):>7}")
+                took = f"{said['seconds']:9.2f} s {said['cpu']:9.2f} s of cores"
+                say(f"  {side:24}{which:>8}{took} {said.get('tokens', ''):>7}")
                 reports.append({"side": side, "repeat": repeat, "load": load[side], **said})
         for side in sides:
             lines[side].send("end")

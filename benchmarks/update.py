@@ -3,6 +3,7 @@
   update   SmolLM2-135M, 4 prompts x 8 completions as the model wrote them, up to 128 tokens
   long     4 prompts of 1,000 tokens x 8 completions of 100
   linear   posttrain's alone: 4 times the batch, and ragged lengths against equal ones of the same sum
+  vision   1 prompt that shows a picture, to a model that sees (benchmarks/vision.py)
 
 Losses and gradients of the first update, before any weight has moved, are compared: dapo's loss, because
 that of grpo is 0 on the first update whatever was written (and dapo's where all are equally long, as in long:
@@ -104,9 +105,9 @@ def _posttrain(job: Job, pairs: Path, shared: Path, gate: Gate, folder: Path) ->
     settings = _recipe(job)
     loop = posttrain_loop(job, settings)
     model = loop.accelerator.unwrap_model(loop.policy).model
-    save_gradient(dict(model.named_parameters()), shared / f"posttrain{_exact(job)}")
+    save_gradients(model, shared / f"posttrain{_exact(job)}")
     costs = work(model, models.compute_type(settings.model.compute))
-    groups = _groups(loop, json.loads(pairs.read_text()))
+    groups = _groups(loop, _rows(job, pairs, loop.collector.encode))
     packed, trained = _sizes(groups)
     flops = 6 * (costs.layers * packed + costs.head * trained)
     gate.ready()
@@ -117,7 +118,23 @@ def _posttrain(job: Job, pairs: Path, shared: Path, gate: Gate, folder: Path) ->
             sums = loop._update(groups, lambda: None)
             loop.engine.sync(model)
             loop.keep()
-            gate.end(tokens=trained, packed=packed, loss=sums["loss"], flops=flops, peak=costs.peak)
+            report = {"tokens": trained, "packed": packed, "loss": sums["loss"]}
+            if not job.picture:  # the tower's products are not among those counted
+                report |= {"flops": flops, "peak": costs.peak}
+            gate.end(**report)
+
+
+def _rows(job: Job, pairs: Path, encode: Any) -> Pairs:
+    """The pairs; where prompts show pictures, with those, read anew from the data."""
+    rows: Pairs = json.loads(pairs.read_text())
+    if not job.picture:
+        return rows
+    from posttrain import data
+
+    prompts = [encode(prompt) for prompt in data.load(recipe(job).data)[0]]
+    if [[*prompt] for prompt in prompts] != [prompt for prompt, _ in rows]:
+        raise SystemExit("a side reads other prompts than the completions are of")
+    return [(prompt, some) for prompt, (_, some) in zip(prompts, rows, strict=True)]
 
 
 def _sizes(groups: Any) -> tuple[int, int]:
@@ -129,7 +146,10 @@ def _trl(job: Job, pairs: Path, shared: Path, float32: bool, gate: Gate, folder:
     import torch
     from transformers import TrainerCallback
 
-    rows: Pairs = json.loads(pairs.read_text())
+    from posttrain import models
+
+    encode = models.encoder(*models.load(job.folder)) if job.picture else None
+    rows = _rows(job, pairs, encode)
     tokens = sum(len(c) for _, some in rows for c in some)
     report: Report = {}
 
@@ -143,7 +163,7 @@ def _trl(job: Job, pairs: Path, shared: Path, float32: bool, gate: Gate, folder:
             gate.end(seconds=seconds, tokens=tokens, loss=report["loss"])
 
     given = {
-        "prompt_ids": [p for p, some in rows for _ in some],
+        "prompt_ids": [[*p] for p, some in rows for _ in some],
         "completion_ids": [c for _, some in rows for c in some],
         "logprobs": None,
     }
@@ -156,6 +176,8 @@ def _trl(job: Job, pairs: Path, shared: Path, float32: bool, gate: Gate, folder:
         dtype=torch.float32 if float32 else torch.bfloat16,
         rollout_func=lambda prompts, trainer: given,
     )
+    if job.picture:
+        _show(trainer, job, rows)
     timed(trainer, report)
     inner = trainer.training_step
 
@@ -166,29 +188,62 @@ def _trl(job: Job, pairs: Path, shared: Path, float32: bool, gate: Gate, folder:
 
     trainer.training_step = counted
     name = ("trl_float32" if float32 else "trl") + _exact(job)
-    save_gradient(dict(trainer.model.named_parameters()), shared / name)
+    save_gradients(trainer.model, shared / name)
     gate.ready()
     trainer.train()
 
 
-def save_gradient(parameters: dict[str, Any], path: Path) -> None:
-    """Have the gradient of the first optimizer step written: float32, parameters by name."""
+def _show(trainer: Any, job: Job, rows: Pairs) -> None:
+    """Put beside the inputs what TRL's own processor would: the pixels of every row's picture, so 8 times
+    those of each prompt. In float32 its head gets a bias for what posttrain does: a picture's token, which
+    nobody draws, has no probability."""
+    import torch
+
+    from posttrain.multimodal import BANNED, image_token, joined, parts, shown
+
+    model, inner = trainer.model, trainer._generate_and_score_completions
+    pixels = joined(shown([p for p, some in rows for _ in some]))
+    for p in parts(model)["tower"]:
+        p.requires_grad_(not job.frozen)
+    if job.compute == "float32":
+        bias = torch.zeros(model.lm_head.out_features)
+        bias[image_token(model)] = BANNED
+        model.lm_head.bias = torch.nn.Parameter(bias, requires_grad=False)
+
+    def seeing(inputs: Any) -> Any:
+        return inner(inputs) | pixels | {"num_images": [1] * len(pixels["pixel_values"])}
+
+    trainer._generate_and_score_completions = seeing
+
+
+def save_gradients(model: Any, path: Path) -> None:
+    """Have the gradient of the first optimizer step written, float32, parameters by name: into `path`, or
+    into path-tower and so on for a model of parts."""
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+    from posttrain.multimodal import parts
+
+    named = sorted((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    found = {part: ids for part, some in parts(model).items() if (ids := {id(p) for p in some})}
+
     def write(*_: Any) -> None:
-        if not path.exists():
-            with path.open("wb") as file:
-                for name in sorted(parameters):
-                    file.write(parameters[name].grad.detach().float().numpy().data)
+        for part, ids in found.items():
+            to = path.with_name(f"{path.name}-{part}") if len(found) > 1 else path
+            if not to.exists():
+                with to.open("wb") as file:
+                    for _, p in named:
+                        if id(p) in ids:
+                            file.write(p.grad.detach().float().numpy().data)
 
     register_optimizer_step_pre_hook(write)
 
 
-def agreement(shared: Path, a: str, b: str) -> dict[str, float]:
-    """Cosine of two sides' first gradients, and the ratio of their norms."""
+def agreement(shared: Path, a: str, b: str, part: str = "") -> dict[str, float]:
+    """Cosine of two sides' first gradients, and the ratio of their norms. part: of a model's parts."""
     import numpy as np
 
-    x, y = (np.fromfile(shared / side, np.float32).astype(np.float64) for side in (a, b))
+    ends = f"-{part}" if part else ""
+    x, y = (np.fromfile(shared / f"{side}{ends}", np.float32).astype(np.float64) for side in (a, b))
     norms = float(np.linalg.norm(x)), float(np.linalg.norm(y))
     return {"cosine": float(x @ y) / (norms[0] * norms[1]), "norm_ratio": norms[0] / norms[1]}
 

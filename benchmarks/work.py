@@ -37,6 +37,8 @@ class Job:
     lengths: Lengths = ()  # of the completions, a round; empty: as the model ends them
     compute: str = "auto"  # model.compute of the recipe
     budget: int = 1000  # packed tokens of posttrain's micro-batches: for as little memory as costs no time
+    picture: int = 0  # pixels each way that a prompt's picture is brought to; 0: words alone
+    frozen: bool = False  # the tower stays as it is
 
 
 def alternate_rewards(completions: list[Any], **_: Any) -> list[float]:
@@ -48,6 +50,10 @@ def recipe(job: Job, loss: str = "grpo"):
     from posttrain.recipe import Recipe
 
     task = {"source": "reasoning_gym:chain_sum", "args": {"min_terms": 2, "max_terms": 3}}
+    prompt = "{question}\nThink step by step. Finish with a line 'The answer is: N'."
+    if job.picture:
+        task = {"source": "scenes:count", "images": ["image"]}
+        prompt = "{question}"
     return Recipe.model_validate(
         {
             "name": "benchmark",
@@ -56,7 +62,7 @@ def recipe(job: Job, loss: str = "grpo"):
             "data": {
                 "train": task | {"size": job.prompts, "seed": 1},
                 "heldout": task | {"size": 1, "seed": 2},
-                "prompt": "{question}\nThink step by step. Finish with a line 'The answer is: N'.",
+                "prompt": prompt,
             },
             "rewards": [{"use": f"{Path(__file__)}:alternate_rewards"}],
             "sampling": {"completions": COMPLETIONS, "max_tokens": job.tokens},
@@ -66,6 +72,7 @@ def recipe(job: Job, loss: str = "grpo"):
                 "rounds": 1,
                 "loss": loss,
                 "tokens": job.budget,
+                "rates": {"tower": 0.0} if job.frozen else {},
             },
         }
     )
@@ -89,7 +96,8 @@ def posttrain_loop(job: Job, settings: Any) -> Any:
     accelerator = Accelerator(mixed_precision="bf16" if compute == torch.bfloat16 else "no", cpu=True)
     model, tokenizer = models.load(job.folder)
     policy = Policy(model.eval(), settings.sampling.temperature)
-    optimizer = adamw(model, settings.train.learning_rate, settings.train.weight_decay)
+    train = settings.train
+    optimizer = adamw(model, train.learning_rate, train.weight_decay, train.rates)
     engine: Any = engine_for(policy, tokenizer, compute)
     rows, _ = data.load(settings.data)
     policy, optimizer = accelerator.prepare(policy, optimizer)
@@ -102,7 +110,7 @@ def posttrain_loop(job: Job, settings: Any) -> Any:
         engine=engine,
         rewards=Rewards(settings.rewards, settings.reward_deadline),
         prompts=rows,
-        encode=lambda prompt: models.encode(tokenizer, prompt.content),
+        encode=models.encoder(model, tokenizer),
         state=State(),
         watch=lambda phase, done, total: None,
     )
@@ -159,7 +167,12 @@ def trl_trainer(
             disable_tqdm=True,
             report_to=[],
         ),
-        train_dataset=Dataset.from_list([{"prompt": row.content, "index": i} for i, row in enumerate(rows)]),
+        train_dataset=Dataset.from_list(
+            [
+                {"prompt": row.question if job.picture else row.content, "index": i}
+                for i, row in enumerate(rows)
+            ]
+        ),
         processing_class=tokenizer,
         callbacks=callbacks,
         **more,

@@ -74,10 +74,10 @@ def _example(data: Data, row: Row, where: str, source: Source, completion: str) 
         return {"messages": messages}, {question_key(whole.question, whole.pictures)} | _turns(whole)
     if not data.chat and all(isinstance(row.get(key), str) for key in ("prompt", "completion")):
         texts: Row = {key: _cell(row, key, where, "data") for key in ("prompt", "completion")}
-        pictures = pictures_of(row, _columns(data, source), where, source)
-        texts["prompt"] = (
-            image_parts.in_text(texts["prompt"], pictures, where) if pictures else texts["prompt"]
-        )
+        images = _columns(data, source)
+        pictures = pictures_of(row, images, where, source)
+        if images:
+            texts["prompt"] = image_parts.in_text(texts["prompt"], pictures, where)
         return texts | _beside(pictures), {question_key(texts["prompt"], pictures)}
     prompt = _prompt(data, row, "", where, source)
     answer: Any = fill(completion, _cells(data, row, completion, where, "completion"))
@@ -139,8 +139,6 @@ def _keys(data: Data, row: Row, prompt: Prompt, source: Source) -> set[str]:
         return {whole}
     cells = _cells(data, row, source.prompt or data.prompt, "", "")
     text = "\n".join(cells[name] for name in sorted(cells))
-    if prompt.pictures:
-        text = text.replace(MARK, " ")
     bare = {question_key(text, prompt.pictures)} if cells or prompt.pictures else set()
     return {whole} | bare | _turns(prompt)
 
@@ -162,8 +160,13 @@ def _turns(prompt: Prompt) -> set[str]:
 
 
 def question_key(question: str, pictures: Iterable[Picture] = ()) -> str:
-    """What a question is known by: its words, blanks and capitals aside, and its pictures' bytes."""
-    return "\n".join([" ".join(question.split()).casefold(), *(picture.digest for picture in pictures)])
+    """What a question is known by: its words, blanks and capitals aside, and its pictures' bytes, if any.
+
+    Where among the words a picture stands makes no difference.
+    """
+    digests = [picture.digest for picture in pictures]
+    words = question.replace(MARK, " ") if digests else question
+    return "\n".join([" ".join(words.split()).casefold(), *digests])
 
 
 def _same_columns(prompts: list[Prompt]) -> list[Prompt]:

@@ -10,7 +10,7 @@ import re
 from importlib import metadata
 from pathlib import Path
 
-from posttrain import __version__
+from posttrain import __version__, places
 from posttrain.types import PosttrainError
 
 Check = tuple[str, str, bool]  # name, what was found, whether posttrain can work with it
@@ -109,17 +109,17 @@ def _gpu() -> str:
 def _demo_model() -> Check:
     """Whether `smollm2-135m` can be had: converted already, from the installed package, or from the Hub."""
     try:
-        from posttrain import models
+        pass
     except Exception as error:  # torch or transformers, already told of
         return "demo model", f"not known: {type(error).__name__}: {error}", False
     alias = "smollm2-135m"
-    hub_id, package, _ = models.ALIASES[alias]
-    if (models.cache_folder() / alias / "config.json").is_file():
-        return "demo model", f"{alias} lies in {models.cache_folder() / alias}", True
+    hub_id, package, _ = places.ALIASES[alias]
+    if (places.cache_folder() / alias / "config.json").is_file():
+        return "demo model", f"{alias} lies in {places.cache_folder() / alias}", True
     if _there(package):
         return "demo model", f"{alias} will be converted from the package {package.replace('_', '-')}", True
     try:
-        models.resolve(alias)
+        places.resolve(alias)
     except PosttrainError as error:
         return "demo model", str(error), False
     return "demo model", f"{alias} comes from the Hub ({hub_id})", True

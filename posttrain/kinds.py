@@ -12,6 +12,7 @@ from posttrain.recipe import (
     Judged,
     Model,
     Positive,
+    Rates,
     Recipe,
     Sampling,
     Share,
@@ -38,6 +39,10 @@ class Lora(Section):
     alpha: Positive = 32.0
     """The adapters' product counts alpha / rank times."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    parts: Annotated[tuple[Literal["tower", "language"], ...], Field(strict=False, min_length=1)] = (
+        "language",
+    )
+    """Of a model that sees, where the adapters are. Its connector has none: it is trained whole."""
 
 
 class SftTrain(Section):
@@ -48,13 +53,15 @@ class SftTrain(Section):
     rows: Count = 4
     """Examples of a forward pass in one process."""
     learning_rate: Positive = 2e-5
+    rates: Rates = Field(default_factory=dict)
+    """Learning rates of parts of a model that sees: tower, connector, language; 0 keeps one as it is."""
     warmup: Whole = 0
     """In updates."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     max_length: Annotated[int, Field(ge=2)] = 1024
-    """In tokens; what is longer is cut at its end."""
+    """In tokens; what is longer is cut at its end, and left out where that would cut a picture off."""
     packing: bool = False
-    """Put whole examples side by side in rows of `max_length` tokens; none sees another."""
+    """Put whole examples side by side in rows of `max_length` tokens; none sees another. Words alone."""
     loss: Literal["completion", "all"] = "completion"
     """completion: answers alone carry loss. all: prompts too."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -84,6 +91,14 @@ class Sft(Judged):
     train: SftTrain = SftTrain()
     evaluate: Trained = Trained()
     trackers: Trackers = ()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Sft:
+        sources = (self.data.train, *self.data.also)
+        shown = [self.data.images if source.images is None else source.images for source in sources]
+        if self.train.packing and any(shown):
+            raise Wrong("train.packing", "is true, but rows with pictures are not packed; set it to false")
+        return self
 
 
 class Keep(Section):

@@ -1,14 +1,15 @@
 """What a model that sees is made of, for code that runs any policy: language model, pictures' features.
 
-Works with models of transformers' LLaVA design: `get_image_features`, a language model that reads embeddings,
-and one id that marks the places in a prompt where features go. A text-only model is its own language model.
+Works with models of transformers that have `get_image_features`, a language model that reads embeddings, and
+one id that marks the places in a prompt where features go. A text-only model is its own language model.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +17,16 @@ from transformers import PreTrainedModel
 
 from posttrain.types import Encoded, PosttrainError
 
-Seen = dict[str, Tensor]  # what a tower takes of one picture: {"pixel_values": [1, 3, H, W]} and the like
+# What a tower takes of one picture: {"pixel_values": [1, 3, H, W]}, or its tiles [N, 3, H, W], or its patches
+# [N, D] and {"image_grid_thw": [1, 3]}. Those of several are joined at dimension 0.
+Seen = dict[str, Tensor]
 
 BANNED = -3e4  # the logit of a token that must not be drawn; finite in every type, so that p log p is 0
 _MARKS = ("image_token_id", "video_token_id")
-_PARTS = {  # what transformers' models call them
+_KINDS = ("mm_token_type_ids", "token_type_ids")  # 1 where an image's token stands
+_PARTS = {  # what transformers' models call them; the connector first, for it may be inside of the tower
+    "connector": ("multi_modal_projector", "connector", "visual.merger", "visual.deepstack_merger_list"),
     "tower": ("vision_tower", "vision_model", "visual"),
-    "connector": ("multi_modal_projector", "connector"),
 }
 
 
@@ -122,28 +126,70 @@ def joined(pictures: Sequence[Seen]) -> dict[str, Tensor]:
     return {name: torch.cat([p[name] for p in runs[0]]) for name in runs[0][0]} if runs else {}
 
 
-def example(model: PreTrainedModel) -> Encoded:
-    """A prompt with one picture, from a fixed pattern: to compare one way of running a model with another."""
-    vision = model.config.vision_config
-    channels, side = getattr(vision, "num_channels", 3), vision.image_size
-    height, width = (side, side) if isinstance(side, int) else side
-    pattern = torch.linspace(-1, 1, channels * height * width, device=model.device)
-    picture = {"pixel_values": pattern.view(1, channels, height, width).roll(width // 3, -1)}
+def inputs(model: PreTrainedModel, ids: Tensor, prompts: Sequence[list[int]]) -> dict[str, Tensor]:
+    """What a model's own forward takes for rows ids [B, T] that begin with these prompts, B of them."""
+    pictures = shown(prompts)
+    if not pictures:
+        return {"input_ids": ids}
+    there = ids == image_token(model)
+    if len(list(_alike(pictures))) > 1:
+        embedded: Any = model.get_input_embeddings()(ids)
+        made = features(model, pictures, int(there.sum())).to(embedded.dtype)
+        return {"inputs_embeds": embedded.masked_scatter(there[..., None], made)}
+    given = {name: x.to(ids.device) for name, x in joined(pictures).items()}
+    taken = inspect.signature(model.forward).parameters
+    return {"input_ids": ids, **given, **{name: there.long() for name in _KINDS if name in taken}}
+
+
+def turns_by_axes(model: PreTrainedModel) -> bool:
+    """Whether an image's tokens have a row and a column for a position (M-RoPE, arXiv 2409.12191), which only
+    the model's own forward gives them."""
+    return hasattr(model.base_model, "get_rope_index")
+
+
+def example(model: PreTrainedModel) -> Encoded | None:
+    """A prompt with one picture, from a fixed pattern: to compare one way of running a model with another.
+    None where the model takes pictures in a form that is not known here."""
     token = image_token(model)
     assert token is not None
-    with torch.no_grad():
-        made: Any = model.get_image_features(**picture, return_dict=True)  # pyright: ignore[reportCallIssue]
-    count = sum(len(part.reshape(-1, part.shape[-1])) for part in made.pooler_output)
+    try:
+        picture = _pattern(model)
+        with torch.no_grad():
+            made: Any = model.get_image_features(**picture, return_dict=True)  # pyright: ignore[reportCallIssue]
+        count = sum(len(part.reshape(-1, part.shape[-1])) for part in made.pooler_output)
+    except Exception:  # each family fails in its own way
+        return None
     others = [i for i in range(1, 8) if i not in banned(model)]
     return Encoded([*others[:2], *[token] * count, *others[2:4]], [picture])
+
+
+def _pattern(model: PreTrainedModel) -> Seen:
+    vision, device, makes = model.config.vision_config, model.device, cast(Any, model.get_image_features)
+    takes = inspect.signature(makes).parameters
+    if "image_grid_thw" in takes:
+        merge = vision.spatial_merge_size
+        grid = torch.tensor([[1, 2 * merge, 3 * merge]], device=device)
+        values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        pattern = torch.linspace(-1, 1, int(grid.prod()) * values, device=device)
+        return {"pixel_values": pattern.view(-1, values), "image_grid_thw": grid}
+    channels, side = getattr(vision, "num_channels", 3), vision.image_size
+    height, width = (side, side) if isinstance(side, int) else side
+    pattern = torch.linspace(-1, 1, channels * height * width, device=device)
+    pixels = pattern.view(1, channels, height, width).roll(width // 3, -1)
+    if "pixel_attention_mask" not in takes:
+        return {"pixel_values": pixels}
+    there = torch.ones(1, 1, height, width, dtype=torch.long, device=device)
+    return {"pixel_values": pixels[:, None], "pixel_attention_mask": there}
 
 
 def parts(model: PreTrainedModel) -> dict[str, list[nn.Parameter]]:
     """Parameters by part: tower, connector, and language, which is all the rest."""
     base: Any = model.base_model
+    modules = dict(base.named_modules())
+    taken: set[int] = set()
     found: dict[str, list[nn.Parameter]] = {}
     for part, names in _PARTS.items():
-        modules = [getattr(base, name) for name in names if isinstance(getattr(base, name, None), nn.Module)]
-        found[part] = [p for module in modules for p in module.parameters()]
-    taken = {id(p) for some in found.values() for p in some}
+        all_of = [p for name in names if name in modules for p in modules[name].parameters()]
+        found[part] = [p for p in all_of if id(p) not in taken]
+        taken |= {id(p) for p in found[part]}
     return found | {"language": [p for p in model.parameters() if id(p) not in taken]}

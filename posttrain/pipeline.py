@@ -18,7 +18,7 @@ import torch
 from accelerate import PartialState
 from transformers.utils.logging import disable_progress_bar
 
-from posttrain import data, models
+from posttrain import data, places
 from posttrain.evaluate.stages_page import write_stages_report
 from posttrain.files import replace_text
 from posttrain.kinds import Export, Sft
@@ -111,7 +111,7 @@ def _check(stage: Stage) -> None:
     taken = {what for _, what, _ in references(stage)}
     check_trackers(getattr(stage, "trackers", ()))
     if isinstance(stage, (Judged, Export)) and "model" not in taken:
-        models.resolve(stage.model.name)
+        places.resolve(stage.model.name)
     if isinstance(stage, Judged):
         for reward in stage.rewards:
             locate(reward.use, reward.args)

@@ -40,8 +40,19 @@ class Vision(Section):
     """linear, mlp, pixel_shuffle, resampler or merge."""
     tokens: Count | None = None
     """Tokens of a picture; null: as many as the tower gives."""
-    resize: Literal["square", "fit", "crop"] = "square"
-    """How a picture gets the tower's size: stretched, padded with grey, or cut off."""
+    resize: Literal["square", "fit", "crop", "native"] = "square"
+    """How a picture gets the tower's size: stretched, padded with grey, or cut off. native: it keeps its own
+    size and shape, and comes to as many tokens as they ask for."""
+    most_pixels: Count | None = None
+    """With native, of a picture that is larger; null: as many as the tower's square has."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Vision:
+        if self.most_pixels is not None and self.resize != "native":
+            raise Wrong(
+                "most_pixels", f"is for resize: native; {self.resize} gives every picture the same size"
+            )
+        return self
 
 
 class Model(Section):
@@ -54,7 +65,8 @@ class Model(Section):
     layers: Count | None = None
     """Only so many of the model's layers, evenly spread, first and last among them: a small student."""
     vision: Vision | None = None
-    """For a language model: null for one that sees already, or that reads text alone."""
+    """For a language model: null for one that sees already, or that reads text alone. What stages share of it
+    does not reach a stage that begins with an earlier one's model."""
 
 
 class Source(Section):
@@ -112,7 +124,7 @@ class Source(Section):
 class Data(Section):
     train: Source
     heldout: Source
-    """Takes source, config, revision and args from `train` where it names no source of its own."""
+    """Takes source, config, revision, args and images from `train` where it names no source of its own."""
     also: Annotated[tuple[Source, ...], Field(strict=False)] = ()
     """More rows to train on, such as those of another task."""
     prompt: Text = "{question}"
@@ -136,7 +148,9 @@ class Data(Section):
         train, heldout = data.get("train"), data.get("heldout")
         if isinstance(train, dict) and isinstance(heldout, dict):
             if "source" not in heldout:
-                shared = {k: train[k] for k in ("source", "config", "revision", "args") if k in train}
+                shared = {
+                    k: train[k] for k in ("source", "config", "revision", "args", "images") if k in train
+                }
                 heldout = shared | heldout
             train, heldout = _with_split(train, "train"), _with_split(heldout, "test")
             data = data | {"train": train, "heldout": heldout}
@@ -191,6 +205,8 @@ class Reward(Section):
     """`accuracy` (ships), `./my_reward.py:fn` (your file) or `package.module:fn` (installed)."""
     weight: float = 1.0
     args: dict[str, Any] = Field(default_factory=dict)
+    where: dict[str, Any] = Field(default_factory=dict)
+    """For rows with these values in these columns, such as {task: count}; to others it does not apply."""
 
 
 class Sampling(Section):

@@ -12,7 +12,7 @@ import queue
 import re
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain, count, pairwise, product
@@ -43,11 +43,14 @@ class Spec(Protocol):
     def weight(self) -> float: ...
     @property
     def args(self) -> Mapping[str, Any]: ...
+    @property
+    def where(self) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True)
 class RewardSpec:
-    """One reward: where its function is, its weight in the sum, and the arguments that every call gets.
+    """One reward: where its function is, its weight in the sum, the arguments that every call gets, and which
+    rows it is for: those whose columns are as `where` says.
 
     Examples of `use`: "accuracy" (ours), "./my_reward.py:fn" (a file), "package.module:fn" (installed).
     """
@@ -55,6 +58,7 @@ class RewardSpec:
     use: str
     weight: float = 1.0
     args: Mapping[str, Any] = field(default_factory=dict)
+    where: Mapping[str, Any] = field(default_factory=dict)
 
 
 def locate(use: str, args: Mapping[str, Any], folder: Path | None = None) -> Source:
@@ -111,6 +115,7 @@ class Rewards:
             raise PosttrainError("There are no rewards. Name at least one, such as 'accuracy'.")
         self._sources = [locate(spec.use, spec.args, folder) for spec in specs]
         self._weights = [float(spec.weight) for spec in specs]
+        self._where = [dict(spec.where) for spec in specs]
         self._deadline = deadline
         self.names = _names(self._sources)
         self._children = [Child(self._sources, LOAD_SECONDS) for _ in range(workers)]
@@ -180,7 +185,17 @@ class Rewards:
                 raise PosttrainError(f"The reward {source.use!r} could not be imported: {lost}.") from None
 
     def _values(self, rows: _Rows, index: int, part: range) -> list[float | str | None]:
-        """One reward's value for each row of `part`, or why it has none; in one call where that works."""
+        """One reward's value for each row of `part`: None where it is not for the row, or why it has none."""
+        wanted = self._where[index]
+        if missing := [name for name in wanted if name not in rows.names]:
+            near = did_you_mean(missing[0], rows.names) or f"there are {', '.join(sorted(rows.names))}"
+            return [f"`where` asks for the column {missing[0]!r}, which no row has; {near}"] * len(part)
+        own = [row for row in part if rows.fits(row, wanted)]
+        found = dict(zip(own, self._called(rows, index, own), strict=True)) if own else {}
+        return [found.get(row) for row in part]
+
+    def _called(self, rows: _Rows, index: int, part: Sequence[int]) -> list[float | str | None]:
+        """In one call where that works."""
         child = self._idle.get()
         try:
             values = self._call(child, index, rows, part)
@@ -194,13 +209,15 @@ class Rewards:
             for row in part:
                 if time.monotonic() > patience:
                     return result + [f"not scored: {values}"] * (len(part) - len(result))
-                one = self._call(child, index, rows, range(row, row + 1))
+                one = self._call(child, index, rows, [row])
                 result.append(one if isinstance(one, str) else one[0])
             return result
         finally:
             self._idle.put(child)
 
-    def _call(self, child: Child, index: int, rows: _Rows, part: range) -> list[float | str | None] | str:
+    def _call(
+        self, child: Child, index: int, rows: _Rows, part: Sequence[int]
+    ) -> list[float | str | None] | str:
         columns = rows.columns(part)
         try:
             reply = child.call(index, columns, len(columns["completions"]), self._deadline)
@@ -260,8 +277,15 @@ class _Rows:
             "answer": [prompt.answer for prompt in prompts],
         }
 
-    def columns(self, part: range) -> dict[str, list[Any]]:
-        return {key: values[part.start : part.stop] for key, values in self._columns.items()}
+    @property
+    def names(self) -> Collection[str]:
+        return self._columns.keys()
+
+    def fits(self, row: int, where: Mapping[str, Any]) -> bool:
+        return all(self._columns[name][row] == value for name, value in where.items())
+
+    def columns(self, part: Sequence[int]) -> dict[str, list[Any]]:
+        return {key: [values[row] for row in part] for key, values in self._columns.items()}
 
 
 def _as_trl(prompt: Prompt, completion: Completion) -> str | list[dict[str, str]]:

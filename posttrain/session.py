@@ -139,7 +139,7 @@ class HeldOut:
         drawn = stage.sampling.max_tokens if isinstance(stage, Recipe) else MAX_TOKENS
         self.max_tokens = stage.evaluate.max_tokens or drawn
         first = stage.rewards[0]
-        specs = judge_specs(stage.evaluate.form, RewardSpec(first.use, first.weight, first.args))
+        specs = judge_specs(stage.evaluate.form, RewardSpec(first.use, first.weight, first.args, first.where))
         self.judge = session.stack.enter_context(Rewards(specs, stage.reward_deadline))
         self.shows = any(prompt.pictures for prompt in rows)
         self.tower: dict[str, Any] | None = session.result.get("before", {}).get("tower")  # the first record

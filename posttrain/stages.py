@@ -202,11 +202,16 @@ def _takes(kind: type[Stage], loc: tuple[str, ...]) -> bool:
 
 
 def _says(stage: dict[str, Any], loc: tuple[str, ...]) -> bool:
-    """Whether a stage itself says what is shared, or holds no section there for it to go into."""
+    """Whether a stage itself says what is shared, or holds no section there for it to go into.
+
+    A model that an earlier stage gives has what eyes it has: it gets no others for being silent about them.
+    """
     if loc[0] not in stage:
         return False
     own = stage[loc[0]]
-    return len(loc) == 1 or not isinstance(own, dict) or loc[1] in own
+    if len(loc) == 1 or not isinstance(own, dict) or loc[1] in own:
+        return True
+    return loc == ("model", "vision") and str(own.get("name")).startswith(STAGE)
 
 
 def _check_shared(values: Values, kinds: Sequence[type[Stage]]) -> None:

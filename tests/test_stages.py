@@ -65,6 +65,15 @@ def stage(staged: Staged, i: int) -> Any:
 # -- what is shared
 
 
+def test_a_model_of_an_earlier_stage_is_given_no_shared_eyes(tmp_path: Path) -> None:
+    eyes = "  vision: {tower: vit}\n"
+    text = OWN.replace("model: {name: tiny}\n", f"model:\n  name: tiny\n{eyes}")
+    staged = read(tmp_path, text)
+    first, second = (stage(staged, place).model for place in range(2))
+    assert first.vision.tower == "vit" and second.name == "stage:first" and second.vision is None
+    assert read(tmp_path, dump(staged)) == staged
+
+
 def test_stages_take_what_is_shared_and_keep_what_they_say(tmp_path: Path) -> None:
     staged = read(tmp_path, RECIPE.replace("rows.jsonl}", "rows.jsonl}\n      heldout: {source: held.jsonl}"))
     first, second, check = (stage(staged, i) for i in range(3))

@@ -1,7 +1,9 @@
 """Held-out accuracy of a policy: greedy and sampled, strict (the asked-for form) and lenient (last number).
 
-It asks, seeds, judges and counts by the functions of `posttrain eval` (posttrain.harness), and with a steady
-answerer gives what that gives of the saved model: the same rows, sampling and seed, to the last character.
+It asks, seeds, judges and counts by the functions of `posttrain eval` (posttrain.harness): one model, the
+same rows, sampling and seed give the same answers and numbers in both. A run answers with the engine that
+trains, though, which holds the weights already and pads no batch; `posttrain eval` with the steady one. So
+where rounding depends on what is answered beside (bfloat16, CUDA), a near tie may fall the other way.
 """
 
 from __future__ import annotations
@@ -23,7 +25,11 @@ from posttrain.verify.equations import has_step
 
 def judge_specs(form: str | None, first: Spec) -> list[RewardSpec]:
     """The two rewards that a judge is made of. Without a strict `form`, the recipe's first reward decides."""
-    strict = RewardSpec("accuracy", 1.0, {"form": form}) if form else RewardSpec(first.use, 1.0, first.args)
+    strict = (
+        RewardSpec("accuracy", 1.0, {"form": form})
+        if form
+        else RewardSpec(first.use, 1.0, first.args, first.where)
+    )
     return [strict, RewardSpec("accuracy", 0.0, {"form": "last_number"})]  # weight 0: seen, not in the total
 
 

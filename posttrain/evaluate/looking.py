@@ -20,12 +20,14 @@ from posttrain.evaluate.runfolder import read_run
 from posttrain.evaluate.thumbnails import FOLDER, NAME, keep, told
 from posttrain.evaluate.written import choose, mixed
 from posttrain.files import replace_bytes
-from posttrain.multimodal import BANNED, banned, body, features, image_token, put, shown
+from posttrain.multimodal import BANNED, banned, body, features, image_token, put, shown, turns_by_axes
 from posttrain.train.packing import TrainGroup, TrainRow, pack
 from posttrain.types import Encoded, Prompt
 from posttrain.vision.connector import Connector
 from posttrain.vision.health import alarms, health
 from posttrain.vision.importance import gradient_times_input, overlay, to_patches
+from posttrain.vision.processor import Processor
+from posttrain.vision.towers import Tower
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +85,8 @@ def where_it_looked(
     scores, grid = looked
     image = prompt.pictures[0].open()
     predicted, true = marks.predicted, marks.true
-    if hasattr(encode, "resize") and hasattr(encode, "side"):
-        scaled = encode.resize(image, encode.side)
+    if isinstance(encode, Processor):
+        scaled = encode.scaled(image)
         image, predicted, true = scaled.image, [*map(scaled.to, predicted)], [*map(scaled.to, true)]
     return overlay(image, scores, grid, predicted, true)
 
@@ -99,16 +101,18 @@ def _scores(model: PreTrainedModel, prompt: Encoded, answer: list[int]) -> tuple
         with torch.no_grad():
             pixels = prompt.pictures[0]["pixel_values"].to(model.device)
             tokens = tower(pixels, return_dict=True).last_hidden_state
+            inner = getattr(tower, "tower", None)
+            grid = inner.grid(*pixels.shape[-2:]) if isinstance(inner, Tower) else connector.grid
         tokens.requires_grad_()
-        made = connector(tokens)
+        made = connector(tokens, grid)
         with torch.no_grad():
-            member = connector.member(tokens)
+            member = connector.member(tokens, grid)
         along, along_gradient, made_gradient = tokens[0], *_gradients(model, prompt, answer, tokens, made)
         if member is None:
-            return gradient_times_input(along, along_gradient[0]), connector.grid
-        return to_patches(gradient_times_input(made[0], made_gradient[0]), member[0]), connector.grid
+            return gradient_times_input(along, along_gradient[0]), grid
+        return to_patches(gradient_times_input(made[0], made_gradient[0]), member[0]), grid
     side = math.isqrt(count)
-    if side * side != count:
+    if side * side != count or turns_by_axes(model):
         return None
     with torch.no_grad():
         made = features(model, prompt.pictures, count)
@@ -121,7 +125,8 @@ def _gradients(model: PreTrainedModel, prompt: Encoded, answer: list[int], *at: 
     """Of the answer's log-probability, with respect to each of `at`; the last is the pictures' embeddings."""
     batch = pack([TrainGroup(prompt, [TrainRow(answer, [0.0] * len(answer), 0.0, 0.0)])], model.device)
     places = (batch.tokens[: len(prompt)] == image_token(model)).nonzero()[:, 0]
-    base, head = body(model), model.get_output_embeddings()
+    base: Any = body(model)
+    head: Any = model.get_output_embeddings()
     embeddings: Any = at[-1].reshape(-1, at[-1].shape[-1])
     with torch.enable_grad(), attending(batch.layout):
         inputs = put(base, batch.tokens[None], (places, embeddings))

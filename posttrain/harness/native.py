@@ -27,9 +27,6 @@ class NativeAnswerer:
     """Any engine of posttrain.rollout as an answerer.
 
     Args:
-        steady: no answer depends on what is answered beside it (posttrain.rollout.steady). Without, rounding
-            differs with the batch, so that a run that goes on after a kill may draw other samples.
-        rows: most samples decoded at once by a steady engine.
         model: the one that answers, for what else is measured of it.
         about: what `describe` says.
     """
@@ -38,15 +35,10 @@ class NativeAnswerer:
         self,
         engine: Engine,
         encode: Callable[[Prompt], list[int]],
-        *,
-        steady: bool = True,
-        rows: int = 64,
-        model: PreTrainedModel | None = None,
         about: dict[str, Any] | None = None,
+        model: PreTrainedModel | None = None,
     ):
-        if steady and isinstance(engine, NativeEngine):
-            engine = SteadyEngine.of(engine, rows)
-        self.engine, self.encode, self.model, self.about = engine, encode, model, about or {}
+        self.engine, self.encode, self.about, self.model = engine, encode, about or {}, model
 
     def describe(self) -> dict[str, Any]:
         return dict(self.about)
@@ -105,7 +97,12 @@ def _answer(request: Request, completion: Completion) -> Answer:
 
 
 def native(model: Model, *, rows: int = 64, steady: bool = True) -> NativeAnswerer:
-    """Load a model to answer with; rows and steady as `NativeAnswerer` takes them.
+    """Load a model to answer with.
+
+    Args:
+        rows: most samples decoded at once.
+        steady: no answer depends on what is answered beside it (posttrain.rollout.steady). Without, rounding
+            differs with the batch, so that a run that goes on after a kill may draw other samples.
 
     Raises:
         PosttrainError: no such model.
@@ -123,17 +120,19 @@ def native(model: Model, *, rows: int = 64, steady: bool = True) -> NativeAnswer
         "steady": steady or not policy.packed,
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }
-    return NativeAnswerer(
-        engine_for(policy, tokenizer, dtype, rows),
-        models.encoder(loaded, tokenizer),
-        steady=steady,
-        rows=rows,
-        about=about,
-    )
+    made = SteadyEngine if steady else NativeEngine
+    engine = engine_for(policy, tokenizer, dtype, rows, made)
+    return NativeAnswerer(engine, models.encoder(loaded, tokenizer), about)
 
 
-def engine_for(policy: Policy, tokenizer: Any, dtype: torch.dtype, rows: int = 128) -> Engine:
+def engine_for(
+    policy: Policy,
+    tokenizer: Any,
+    dtype: torch.dtype,
+    rows: int = 128,
+    made: type[NativeEngine] = NativeEngine,
+) -> Engine:
     """The native engine; transformers' own generation for a model that packed groups cannot serve."""
     if not policy.packed:
         return PlainEngine(policy.model, tokenizer, dtype)
-    return NativeEngine(policy.model, tokenizer, dtype, rows, policy.layers)
+    return made(policy.model, tokenizer, dtype, rows, policy.layers)

@@ -75,6 +75,11 @@ class Verifier(Section):
         """A task has one verifier: `posttrain.rewards.Rewards` takes this section as it is."""
         return 1.0
 
+    @property
+    def where(self) -> dict[str, Any]:
+        """It judges every row; a task's own `where` says which those are."""
+        return {}
+
 
 class Sampling(Section):
     samples: Count = 1

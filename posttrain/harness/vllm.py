@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from importlib.metadata import distributions
 from typing import Any
 
-from posttrain import models
+import torch
+
+from posttrain import models, places
 from posttrain.harness.answer import Answer, OnAnswer, OnProgress, Request, failed
 from posttrain.types import PosttrainError, Sampling
 
@@ -19,7 +21,7 @@ class VllmAnswerer:
     def __init__(self, model: str, compute: str = "auto", context: int | None = None):
         """
         Args:
-            model: as posttrain.models.resolve takes it. compute: "auto", "bfloat16" or "float32".
+            model: as posttrain.places.resolve takes it. compute: "auto", "bfloat16" or "float32".
             context: most tokens of prompt and completion together; the model's own if not said.
 
         Raises:
@@ -27,6 +29,8 @@ class VllmAnswerer:
         """
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # no process that a kill would leave
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        if not torch.cuda.is_available():  # else it asks for nearly all of the memory, free or not
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")  # GiB
         try:
             import vllm  # pyright: ignore[reportMissingImports]
             from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
@@ -38,7 +42,7 @@ class VllmAnswerer:
         self._final = RequestOutputKind.FINAL_ONLY
         dtype = str(models.compute_type(compute)).removeprefix("torch.")
         self.model, self.dtype = model, dtype
-        self.llm: Any = self._vllm.LLM(models.resolve(model), dtype=dtype, max_model_len=context)
+        self.llm: Any = self._vllm.LLM(places.resolve(model), dtype=dtype, max_model_len=context)
         self.tokenizer = self.llm.get_tokenizer()
         self.encode = models.text_encoder(self.tokenizer)
 

@@ -7,6 +7,7 @@ brings up to date; how the model is run is `forward`'s business.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -161,8 +162,14 @@ class NativeEngine:
             report(B)
 
     def _prefill(self, prompts: Sequence[list[int]], n: int) -> tuple[Tensor, KVCache]:
-        """Run every prompt once, packed; return the last hidden state [B, H] and the cache for its n rows."""
+        """Run every prompt once, packed; return the last hidden state [B, H] and the cache for its n rows.
+
+        Prompts that follow each other and are the same are one."""
         device = self.device
+        new = [i for i, prompt in enumerate(prompts) if i == 0 or prompt != prompts[i - 1]]
+        copies = [n * (end - first) for first, end in pairwise([*new, len(prompts)])]
+        repeat = torch.tensor(copies, device=device)
+        prompts = [prompts[i] for i in new]
         lengths = [len(p) for p in prompts]
         S, P = len(prompts), max(lengths)
         layout = PackedLayout.of(lengths, [[] for _ in prompts], device)
@@ -174,8 +181,8 @@ class NativeEngine:
         last = torch.tensor(lengths, device=device).cumsum(0) - 1
         for tensors in (layout.capture.keys, layout.capture.values):
             for i, once in enumerate(tensors):
-                tensors[i] = once.repeat_interleave(n, 0)
-        return hidden[last].repeat_interleave(n, 0), layout.capture
+                tensors[i] = once.repeat_interleave(repeat, 0)
+        return hidden[last].repeat_interleave(repeat, 0), layout.capture
 
     def _cache(self, rows: int, length: int) -> KVCache:
         shape = (rows, self.kv_heads, length, self.head_dim)

@@ -12,7 +12,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from posttrain.models import context_of, end_tokens, frozen_copy
-from posttrain.multimodal import banned, joined, shown
+from posttrain.multimodal import banned, inputs
 from posttrain.rollout.engine import OnGroup, Progress
 from posttrain.types import Completion, Sampling
 
@@ -72,11 +72,9 @@ class PlainEngine:
                 "min_p": sampling.min_p or None,
             }
         )
-        pictures = joined(shown([prompt] * n))
         model: Any = self.model  # transformers' types do not say that it generates
         out = model.generate(
-            **{name: x.to(ids.device) for name, x in pictures.items()},
-            input_ids=ids,
+            **inputs(self.model, ids, [prompt] * n),
             attention_mask=torch.ones_like(ids),
             max_new_tokens=sampling.max_tokens,
             do_sample=not greedy,
@@ -87,7 +85,7 @@ class PlainEngine:
             suppress_tokens=banned(self.model) or None,
             **choice,
         )
-        new = out.sequences[:, len(prompt) :]
+        new = out.sequences[:, -len(out.scores) :]
         # Scores are the logits after temperature and truncation: what was drawn from.
         scores = torch.stack(out.scores, 1).float().log_softmax(-1)
         logprobs = scores.gather(2, new[..., None])[..., 0].tolist()

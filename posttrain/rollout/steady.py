@@ -29,17 +29,6 @@ TRIED = (64, 320)  # columns of the cache in the trial
 class SteadyEngine(NativeEngine):
     _sizes: list[int] | None = None
 
-    @classmethod
-    def of(cls, engine: NativeEngine, rows: int) -> SteadyEngine:
-        """A steady engine over another's weights, which stay that one's to `sync` and `rest`.
-
-        Args:
-            rows: most completions decoded at once.
-        """
-        made = cls.__new__(cls)
-        made.__dict__ |= engine.__dict__ | {"rows": rows, "_sizes": None}
-        return made
-
     @property
     def sizes(self) -> list[int]:
         """Rows that a batch may have, the most first. On many machines the smallest are not among them: a

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from posttrain import models
+from posttrain import models, places
 from posttrain.kinds import Export
 from posttrain.session import Session, load
 from posttrain.stop import Stop
@@ -16,7 +16,7 @@ OUTPUTS = ("model", "result.json")
 
 def run(stage: Export, past: dict[str, Any] | None, stop: Stop) -> None:
     """Write `model/` in `stage.output`; raises as `runners.grpo.run` does."""
-    models.resolve(stage.model.name)
+    places.resolve(stage.model.name)
     with Session(stage, stage.model, {}, stop) as session:
         if session.main:
             model, tokenizer = load(stage.model)

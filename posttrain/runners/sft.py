@@ -9,11 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from posttrain import data, models
+from posttrain import data, models, places
 from posttrain.evaluate.report import write_report
 from posttrain.files import replace_text
 from posttrain.harness.native import NativeAnswerer, engine_for
 from posttrain.kinds import Sft
+from posttrain.multimodal import body
 from posttrain.past import forget_updates, lengths, rewind, with_inputs
 from posttrain.session import HeldOut, Session, answerer_of, check_trackers, load
 from posttrain.stop import Stop, Stopped
@@ -31,7 +32,7 @@ def run(stage: Sft, past: dict[str, Any] | None, stop: Stop) -> None:
     check_trackers(stage.trackers)
     rows, heldout = data.examples(stage.data, stage.completion)
     past = with_inputs(stage.output, past, rows, heldout, stage.rewards)
-    models.resolve(stage.model.name)
+    places.resolve(stage.model.name)
     with Session(stage, stage.model, past, stop) as session:
         session.show(0)
         try:
@@ -61,8 +62,8 @@ def _go(stage: Sft, session: Session, rows: list[Example], heldout: HeldOut) -> 
         forget_updates(folder, result["records"], _step(saved) if saved else 0)
     model, tokenizer = load(stage.model)
     if session.accelerator.device.type == "cpu":  # torch's fused attention took 2.5 times as long there
-        model.set_attn_implementation("eager")
-    _show(stage, rows, tokenizer, session)
+        body(model).set_attn_implementation("eager")
+    _show(stage, rows, tokenizer, models.processor(model, tokenizer), session)
     last = time.perf_counter()
 
     def on_log(update: int, updates: int, metrics: dict[str, float]) -> None:
@@ -102,10 +103,10 @@ def _step(saved: Path) -> int:
     return int(saved.name.removeprefix("step-"))
 
 
-def _show(stage: Sft, rows: list[Example], tokenizer: Any, session: Session) -> None:
+def _show(stage: Sft, rows: list[Example], tokenizer: Any, eyes: Any, session: Session) -> None:
     """In the terminal and in a file: what the model sees, and which of it carries loss."""
     # By TRL's trainer, so every process takes part. No text has control characters of its own in it.
-    green = [shown(row, tokenizer, stage.train, GREEN) for row in rows[:SHOWN]]
+    green = [shown(row, tokenizer, stage.train, GREEN, eyes) for row in rows[:SHOWN]]
     if session.display is None:
         return
     texts = [text.replace(GREEN[0], MARKS[0]).replace(GREEN[1], MARKS[1]) for text in green]

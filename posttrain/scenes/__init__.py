@@ -32,7 +32,7 @@ def names() -> tuple[str, ...]:
 
 
 def make(name: str, index: int, seed: int, args: Mapping[str, Any] | None = None) -> Row:
-    """Row `index` of a task: {"image": {"bytes": PNG, "path": None}, "question", "answer", …}.
+    """Row `index` of a task: {"image": {"bytes": PNG, "path": None}, "task": name, "question", "answer"}.
 
     A task is a function `draw(rng, *, size=64, …) -> (image, row without it)` in the file of its name; its
     keywords are the arguments.
@@ -51,7 +51,7 @@ def make(name: str, index: int, seed: int, args: Mapping[str, Any] | None = None
         raise PosttrainError(f"scenes:{name}: {error}") from None
     except ImportError as error:
         raise PosttrainError(f"scenes:{name} needs {error.name}: pip install 'posttrain[vision]'") from None
-    return {"image": {"bytes": _png(image), "path": None}, **row}
+    return {"image": {"bytes": _png(image), "path": None}, "task": name, **row}
 
 
 @cache

@@ -20,7 +20,8 @@ def draw(
     """Up to `most` shapes that are asked for, up to `distractors` others; half share kind or colour."""
     image = canvas(size)
     number = rng.randint(0, whole("most", most, 1, 20))
-    others = rng.randint(0, whole("distractors", distractors, 0, 20))
+    whole("distractors", distractors, 0, 20)
+    others = rng.randint(0 if number else min(1, distractors), distractors)  # nothing at all says nothing
     check_room(size, most + distractors)
     color, shape = rng.choice(list(COLORS)), rng.choice(SHAPES)
     pairs = [(c, s) for c in COLORS for s in SHAPES if (c, s) != (color, shape)]

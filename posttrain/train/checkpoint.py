@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from posttrain import models
 from posttrain.files import written_aside
 from posttrain.train.grpo import State
 from posttrain.types import PosttrainError
@@ -45,8 +46,7 @@ def save(
         shutil.rmtree(left, ignore_errors=True)
     try:
         with written_aside(path) as aside:
-            model.save_pretrained(aside)
-            tokenizer.save_pretrained(aside)
+            models.write(model, tokenizer, aside)
             torch.save(optimizer.state_dict(), aside / OPTIMIZER)
             (aside / STATE).write_text(json.dumps(asdict(state)))
             seal(aside)

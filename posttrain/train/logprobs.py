@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from posttrain import attention, decoder
 from posttrain.attention import NotPackable, attending
-from posttrain.multimodal import BANNED, banned, body, example, joined, put, seen, sees, shown
+from posttrain.multimodal import BANNED, banned, body, example, inputs, put, seen, sees, turns_by_axes
 from posttrain.profile import count_tokens, span
 from posttrain.train.packing import PackedBatch, TrainGroup, TrainRow, pack
 from posttrain.types import PosttrainError
@@ -105,9 +105,9 @@ def packed_logprobs(
                 hidden = decoder.run(model, layers, batch.tokens, *where, dtype, keep, pictures)
             hidden = base.norm(hidden.index_select(0, batch.predict))
         else:
-            inputs = put(base, batch.tokens[None], pictures)
+            given = put(base, batch.tokens[None], pictures)
             with attending(batch.layout):
-                out = base(**inputs, position_ids=batch.positions[None], use_cache=False)
+                out = base(**given, position_ids=batch.positions[None], use_cache=False)
             hidden = out.last_hidden_state[0].index_select(0, batch.predict)
     head: Any = model.get_output_embeddings()
     with span("head"):
@@ -133,10 +133,9 @@ def padded_logprobs(
         whole = torch.tensor([*prompt, *completion], device=device)
         ids[i, : len(whole)] = whole
         there[i, : len(whole)] = 1
-    pictures = joined(shown([prompt for prompt, _ in rows]))
-    pictures = {name: x.to(device) for name, x in pictures.items()}
     with span("forward"):  # the head's product with it
-        logits = model(input_ids=ids, attention_mask=there, use_cache=False, **pictures).logits
+        given = inputs(model, ids, [prompt for prompt, _ in rows])
+        logits = model(**given, attention_mask=there, use_cache=False).logits
     with span("head"):
         logits[..., banned(model)] = BANNED
         parts = [logits[i, len(p) - 1 : len(p) + len(r) - 1] for i, (p, r) in enumerate(rows)]
@@ -287,7 +286,7 @@ def _probe(model: PreTrainedModel) -> PackedBatch:
         TrainGroup(ids[30:34], [TrainRow(ids[3:5], [0.0] * 2, 0.0, 0.0)]),
     ]
     if sees(model):
-        groups[0].prompt = example(model)
+        groups[0].prompt = example(model) or groups[0].prompt
     return pack(groups, model.device)
 
 
@@ -297,6 +296,10 @@ def _serves_packed(model: PreTrainedModel) -> tuple[bool, str]:
     training, before = model.training, body(model).config._attn_implementation or "eager"
     if before == attention.NAME:  # switched, and so checked, before
         return True, ""
+    if turns_by_axes(model):
+        return False, "the tokens of its pictures have positions on several axes, M-RoPE"
+    if sees(model) and example(model) is None:
+        return False, "the form in which it takes pictures is not known"
     model.eval()
     batch = _probe(model)
     try:

@@ -29,10 +29,11 @@ def groups(model: PreTrainedModel, learning_rate: float, rates: Mapping[Any, flo
     made = []
     for part, some in found.items():
         rate = rates.get(part, learning_rate)
-        for p in some:
-            p.requires_grad_(rate > 0)
-        if rate > 0:
-            made.append({"params": some, "scale": rate / learning_rate})
+        if rate == 0:
+            for p in some:
+                p.requires_grad_(False)
+        elif learning := [p for p in some if p.requires_grad]:
+            made.append({"params": learning, "scale": rate / learning_rate})
     if not made:
         raise PosttrainError("rates: every part of the model is kept as it is, so there is nothing to train")
     return made

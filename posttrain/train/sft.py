@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,27 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from posttrain.kinds import Lora, SftTrain
+from posttrain import models
+from posttrain.kinds import SftTrain
+from posttrain.multimodal import parts, sees
 from posttrain.stop import Stop, Stopped
+from posttrain.train.adapters import adapters_for
 from posttrain.train.checkpoint import MANIFEST, last_whole, seal
-from posttrain.train.sft_data import Example, Trainer, arguments, own_accelerate, prepared, quiet, reported
-from posttrain.types import PosttrainError
+from posttrain.train.optimizer import groups
+from posttrain.train.sft_data import (
+    Example,
+    Trainer,
+    WithPictures,
+    arguments,
+    own_accelerate,
+    pictures_of,
+    prepared,
+    quiet,
+    reported,
+)
+from posttrain.types import Picture, PosttrainError
 
 OnLog = Callable[[int, int, dict[str, float]], None]
 OURS = "sft.json"
@@ -48,7 +63,8 @@ def sft(
 ) -> PreTrainedModel:
     """Train on examples, from the newest whole checkpoint in `folder` on; -> the model, adapters merged.
 
-    An example is {"prompt", "completion"}, both texts or both lists of messages, or {"messages"}. The weights
+    An example is {"prompt", "completion"}, both texts or both lists of messages, or {"messages"}. Messages
+    may have pictures; texts have theirs beside them, in "images". Pixels are read batch by batch. The weights
     stay float32; products run in `compute`. `on_log(update, updates, metrics)` is called once an update, in
     the main process: loss (nats a token), grad_norm, learning_rate, entropy, mean_token_accuracy, num_tokens,
     epoch.
@@ -57,22 +73,38 @@ def sft(
         Stopped: `stop` asked; the update was finished and saved.
         PosttrainError: examples, settings, model or the checkpoint in the folder do not fit each other.
     """
-    adapters = _adapters(settings.lora)
+    eyes = models.processor(model, tokenizer)
     with quiet(), own_accelerate(), _as_it_was(model), _scored_alone():
-        data = reported(prepared(examples, tokenizer, settings, seed), len(examples), settings)
+        data = reported(prepared(examples, tokenizer, settings, seed, eyes), len(examples), settings)
+        pictures = {row: some for row in data["row"] if (some := pictures_of(examples[row]))}
+        args = arguments(settings, folder, seed, compute)
+        collator = None
+        if eyes is not None:
+            args.ddp_find_unused_parameters = True  # rows without a picture leave the tower out
+            if pictures:
+                end: Any = tokenizer.pad_token_id
+                collator = WithPictures(DataCollatorForLanguageModeling(end), eyes, pictures)
+        groups(model, settings.learning_rate, settings.rates)  # freezes what has rate 0
+        adapters = adapters_for(model, settings.lora, settings) if settings.lora else None
         trainer = _Trainer(
             model=model,
-            args=arguments(settings, folder, seed, compute),
-            train_dataset=data.select_columns(["input_ids", "labels"]),
+            args=args,
+            train_dataset=data.select_columns(["row"] * bool(pictures) + ["input_ids", "labels"]),
             processing_class=tokenizer,
+            data_collator=collator,
             peft_config=adapters,
             callbacks=[_Watch(settings, stop, on_log)],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.keep, trainer.is_of = settings.keep, _fingerprint(data, settings, seed, compute)
+        trainer.keep, trainer.rates = settings.keep, settings.rates
+        if eyes is not None:
+            trainer.still = _still(trainer.model)
+            _always_learns(model)
+        trainer.is_of = _fingerprint(data, pictures, settings, seed, compute)
         if settings.packing and not keeps_apart(trainer.model, trainer.data_collator, compute):
+            attention = model.config.get_text_config()._attn_implementation
             raise PosttrainError(
-                f"packing: the model's attention ({model.config._attn_implementation}) lets packed examples "
+                f"packing: the model's attention ({attention}) lets packed examples "
                 "see each other; set packing to false"
             )
         saved = trainer.newest()
@@ -86,8 +118,8 @@ def sft(
                 raise Stopped(stop.signal)
         if adapters is not None:
             merged: Any = trainer.accelerator.unwrap_model(trainer.model)
-            merged.merge_and_unload().requires_grad_(True)  # peft had frozen all but the adapters
-    return model.eval()
+            merged.merge_and_unload()
+    return model.requires_grad_(True).eval()  # another stage may train what this one froze
 
 
 def keeps_apart(model: Any, collator: Any, compute: torch.dtype) -> bool:
@@ -112,7 +144,41 @@ class _Trainer(Trainer):
 
     keep = 1
     is_of = ""
+    rates: Mapping[Any, float] = {}
+    still: Sequence[Any] = ()
     _aside: Path | None = None
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """As it is made anyway, or with a rate for each part, which the schedule scales alike."""
+        if self.optimizer is None and self.rates:
+            whole: Any = self.accelerator.unwrap_model(self.model if model is None else model)
+            decaying = {*self.get_decay_parameter_names(whole)}
+            decays = {id(p) for name, p in whole.named_parameters() if name in decaying}
+            plain = getattr(whole, "get_base_model", lambda: whole)()  # without peft's wrapping
+            made = []
+            for group in groups(plain, self.args.learning_rate, self.rates):
+                rate = {"lr": self.args.learning_rate * group["scale"], "scale": group["scale"]}
+                for decay in (True, False):
+                    if some := [p for p in group["params"] if (id(p) in decays) == decay]:
+                        made.append({"params": some, "weight_decay": self.args.weight_decay * decay, **rate})
+            kind, how = self.get_optimizer_cls_and_kwargs(self.args, whole)
+            self.optimizer = kind(made, **how)
+        return super().create_optimizer(model)
+
+    def compute_loss(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        """What does not learn computes as it will in use: no dropout, no statistics of this batch."""
+        for module in self.still:
+            module.eval()
+        return super().compute_loss(model, *args, **kwargs)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if "row" not in self._signature_columns:
+            self._signature_columns.append("row")
+
+    def _get_learning_rate(self) -> float:
+        first = self.optimizer.param_groups[0]
+        return super()._get_learning_rate() / first.get("scale", 1.0)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(str(self.args.output_dir))
@@ -150,6 +216,14 @@ class _Trainer(Trainer):
         self._total_train_tokens = ours["tokens"]
         return str(saved)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: Any, model: Any = None) -> None:
+        policy: Any = self.model if model is None else model
+        if not sees(policy) or hasattr(policy, "get_base_model"):
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        # Their weights have other names in a folder, and the trainer passes over what it does not know.
+        saved = type(policy).from_pretrained(resume_from_checkpoint, dtype=policy.dtype)
+        policy.load_state_dict(saved.state_dict())
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._aside or self.args.output_dir)
 
@@ -177,6 +251,24 @@ class _Watch(TrainerCallback):
             self.tell(state.global_step, state.max_steps, dict(logs))
 
 
+def _always_learns(model: Any) -> None:
+    """Where the language model is kept, words alone have no gradient: give them one of zero.
+
+    Within the forward, where several processes look for what a batch uses.
+    """
+    if not any(p.requires_grad for p in parts(model)["language"]):
+        least = min((p for p in model.parameters() if p.requires_grad), key=torch.Tensor.numel)
+        model.get_input_embeddings().register_forward_hook(lambda _module, _args, out: out + 0 * least.sum())
+
+
+def _still(module: Any) -> list[Any]:
+    """The outermost modules of which no weight learns."""
+    weights = list(module.parameters())
+    if weights and not any(p.requires_grad for p in weights):
+        return [module]
+    return [still for child in module.children() for still in _still(child)]
+
+
 def _is_last(checkpoint: str) -> bool:
     state = json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text())
     return state["global_step"] >= state["max_steps"]
@@ -196,15 +288,16 @@ def newest(folder: Path) -> Path | None:
 @contextmanager
 def _as_it_was(model: Any) -> Iterator[None]:
     """Take off what the trainers hang on a model: a forward (TRL's loss, autocast), checkpointing, hooks."""
-    forward, hooks = model.__dict__.get("forward"), model.get_input_embeddings()._forward_hooks
-    known = set(hooks)
+    forward = model.__dict__.get("forward")
+    known = {key for module in model.modules() for key in module._forward_hooks}
     try:
         yield
     finally:
         if model.is_gradient_checkpointing:
             model.gradient_checkpointing_disable()
-        for key in hooks.keys() - known:
-            del hooks[key]
+        for module in model.modules():
+            for key in module._forward_hooks.keys() - known:  # each hook has a key of its own
+                del module._forward_hooks[key]
         model.__dict__.pop("forward", None)
         if forward is not None:
             model.forward = forward
@@ -226,22 +319,19 @@ def _scored_alone() -> Iterator[None]:
         head._use_triton = asked
 
 
-def _adapters(lora: Lora | None) -> Any:
-    if lora is None:
-        return None
-    try:
-        from peft import LoraConfig
-    except ImportError:
-        raise PosttrainError("lora needs peft; run: pip install peft") from None
-    how: dict[str, Any] = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-    how |= {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
-    return LoraConfig(**how)
-
-
-def _fingerprint(data: Dataset, settings: SftTrain, seed: int, compute: torch.dtype) -> str:
+def _fingerprint(
+    data: Dataset,
+    pictures: Mapping[int, Sequence[Picture]],
+    settings: SftTrain,
+    seed: int,
+    compute: torch.dtype,
+) -> str:
     """Of all that a checkpoint hangs on, so that none is continued as something else."""
     same = settings.model_dump(exclude={"checkpoint_every", "keep"})
     digest = hashlib.sha256(json.dumps([same, seed, str(compute)]).encode())
-    for row in data:
+    rows: Any = data
+    for row in rows:
         digest.update(json.dumps(row).encode())
+        for picture in pictures.get(row["row"], ()):
+            digest.update(picture.digest.encode())
     return digest.hexdigest()

@@ -1,13 +1,16 @@
-"""Examples for supervised fine-tuning, as TRL's SFTTrainer tokenises and masks them."""
+"""Examples for supervised fine-tuning, as TRL's SFTTrainer tokenises and masks them.
+
+A picture is one token while TRL works on the text; after that it takes the place of all of its tokens.
+"""
 
 from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
@@ -19,7 +22,11 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from posttrain.kinds import SftTrain
-from posttrain.types import PosttrainError
+from posttrain.picture import MARK, Picture
+from posttrain.types import PosttrainError, pictures_in
+
+if TYPE_CHECKING:
+    from posttrain.vision.processor import Processor
 
 Example = dict[str, Any]
 MARKS = ("«", "»")
@@ -29,15 +36,34 @@ log = logging.getLogger(__name__)
 
 
 def prepared(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerFast, settings: SftTrain, seed: int = 0
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerFast,
+    settings: SftTrain,
+    seed: int = 0,
+    eyes: Processor | None = None,
 ) -> Dataset:
     """What TRL makes of the examples: `row` (index), `input_ids` and `labels` (-100: no loss), cut to
-    max_length and not yet packed. Examples of which no label is left are not in it.
+    max_length and not yet packed. Examples of which no label is left, or a picture cut off, are not in it.
+
+    eyes: of a model that sees; a picture has all of its tokens then, none of which carries loss.
 
     Raises:
-        PosttrainError: the examples are none, of mixed or unknown form, or the template cannot mark answers.
+        PosttrainError: the examples are none, of mixed or unknown form, show pictures to a model that reads
+            text alone or in packed rows, or the template cannot mark answers.
     """
+    shown = {row: len(some) for row, example in enumerate(examples) if (some := pictures_of(example))}
+    if shown and eyes is None:
+        raise PosttrainError(
+            f"example {min(shown)} shows a picture, but the model reads text alone; name one that sees, or "
+            "give it a tower (model.vision)"
+        )
+    if shown and settings.packing:
+        raise PosttrainError("packing: rows with pictures are not packed; set train.packing to false")
+    if shown:
+        examples = [{k: v for k, v in example.items() if k != "images"} for example in examples]
     form = _form(examples)
+    if eyes is not None:
+        examples = [_worded(example, form, eyes) for example in examples]
     if form != "text" and tokenizer.chat_template is None:
         raise PosttrainError("the examples are messages, but the model has no chat template; give texts")
     if form == "text" and tokenizer.eos_token is None:
@@ -52,6 +78,7 @@ def prepared(
     with tempfile.TemporaryDirectory() as nowhere, quiet(), own_accelerate():
         args = arguments(settings, Path(nowhere), seed, torch.float32)
         args.packing = False
+        args.max_length = settings.max_length if eyes is None else None
         args.completion_only_loss = settings.loss == "completion" and form != "messages"
         args.assistant_only_loss = settings.loss == "completion" and form == "messages"
         # TRL looks for the form of all in the first example, in whichever of its lists its set gives first.
@@ -69,17 +96,85 @@ def prepared(
                 f"prompt and completion, or set loss to all ({error})"
             ) from None
         data: Any = trainer.train_dataset
-    return data.select_columns(["row", "input_ids", "labels"])
+    data = data.select_columns(["row", "input_ids", "labels"])
+    if eyes is None:
+        return data
+    how = {"token": eyes.token, "count": eyes.count, "most": settings.max_length, "shown": shown}
+    with quiet():
+        return data.map(_spread, batched=True, fn_kwargs=how)
+
+
+def pictures_of(example: Example) -> list[Picture]:
+    """An example's pictures, in the order in which the model meets them."""
+    messages = example.get("messages", example.get("prompt"))
+    if not isinstance(messages, list):
+        return list(example.get("images", ()))
+    return list(pictures_in([message for message in messages if isinstance(message.get("content"), list)]))
+
+
+def _worded(example: Example, form: str, eyes: Processor) -> Example:
+    """An example with the token of an image where its pictures are."""
+    if form == "text":
+        return {**example, "prompt": example["prompt"].replace(MARK, eyes.mark)}
+    key = "messages" if form == "messages" else "prompt"
+    return {**example, key: [{**m, "content": eyes.text(m["content"])} for m in example[key]]}
+
+
+def _spread(
+    rows: Mapping[str, list[Any]], token: int, count: int, most: int, shown: Mapping[int, int]
+) -> dict[str, list[Any]]:
+    """Rows with `count` tokens a picture, cut to `most`; without those that lose a picture or all loss."""
+    made: dict[str, list[Any]] = {"row": [], "input_ids": [], "labels": []}
+    for row, ids, labels in zip(rows["row"], rows["input_ids"], rows["labels"], strict=True):
+        pictures = shown.get(row, 0)
+        if (there := ids.count(token)) != pictures:
+            raise PosttrainError(
+                f"example {row} has {pictures} pictures, but its text has {there} times the token of one; "
+                f"take {MARK} out of the text"
+            )
+        wide = [
+            (i, -100 if i == token else label)
+            for i, label in zip(ids, labels, strict=True)
+            for _ in range(count if i == token else 1)
+        ][:most]
+        kept, loss = ([pair[side] for pair in wide] for side in range(2))
+        if kept.count(token) == pictures * count and any(label != -100 for label in loss):
+            for key, value in (("row", row), ("input_ids", kept), ("labels", loss)):
+                made[key].append(value)
+    return made
+
+
+class WithPictures:
+    """A collator, with the pixels of its rows' pictures, in order, beside what it makes of their tokens.
+
+    pad: a collator of rows. pictures: by `row`, each of which may have some or none.
+    """
+
+    def __init__(self, pad: Any, eyes: Processor, pictures: Mapping[int, Sequence[Picture]]):
+        self.pad, self.eyes, self.pictures = pad, eyes, pictures
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        seen = [self.eyes.seen(one) for row in rows for one in self.pictures.get(row["row"], ())]
+        names = seen[0] if seen else ()
+        return self.pad(rows) | {name: torch.cat([one[name] for one in seen]) for name in names}
 
 
 def shown(
-    example: Example, tokenizer: PreTrainedTokenizerFast, settings: SftTrain, marks: tuple[str, str] = MARKS
+    example: Example,
+    tokenizer: PreTrainedTokenizerFast,
+    settings: SftTrain,
+    marks: tuple[str, str] = MARKS,
+    eyes: Processor | None = None,
 ) -> str:
-    """What the model sees of an example; what carries loss stands between `marks`."""
-    data = prepared([example], tokenizer, settings)
+    """What the model sees of an example, a picture as one token; what carries loss is between `marks`."""
+    data = prepared([example], tokenizer, settings, eyes=eyes)
     if not len(data):
         return f"(nothing of this example carries loss within max_length {settings.max_length})"
     ids, labels = data[0]["input_ids"], data[0]["labels"]
+    if eyes is not None:
+        before = [ids[:i].count(eyes.token) for i in range(len(ids))]
+        one = [i for i, token in enumerate(ids) if token != eyes.token or before[i] % eyes.count == 0]
+        ids, labels = [ids[i] for i in one], [labels[i] for i in one]
     learned = [i > 0 and label != -100 for i, label in enumerate(labels)]  # nothing predicts the first token
     before, after = marks
     parts, start, read = [], 0, ""
@@ -169,7 +264,10 @@ def reported(data: Dataset, count: int, settings: SftTrain) -> Dataset:
     """The data again, after a warning that names the examples which are not in it."""
     if lost := sorted(set(range(count)) - set(data["row"])):
         named = ", ".join(map(str, lost[:10])) + (", …" if len(lost) > 10 else "")
-        what = f"{len(lost)} of {count} examples have no token that carries loss within max_length"
+        what = (
+            f"{len(lost)} of {count} examples have no token that carries loss, or only part of a picture, "
+            "within max_length"
+        )
         if not len(data):
             raise PosttrainError(f"{what} ({settings.max_length}), so there is nothing to train on")
         log.warning("%s (%d) and are left out: %s", what, settings.max_length, named)

@@ -71,25 +71,36 @@ class Connector(nn.Module):
     """[B, N, D] -> [B, tokens, H]."""
 
     tokens: int
+    """Of an image of the grid that the connector was built for; `count` says it of others."""
+    block = 1
+    """Rows and columns that become one token each way: a grid's sides are multiples of it."""
 
     def __init__(self, grid: Grid, tokens: int):
         super().__init__()
         self.grid = grid
         self.tokens = tokens
 
-    def forward(self, x: Tensor) -> Tensor:
-        rows, columns = self.grid
-        if x.shape[1] != rows * columns:
+    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+        """grid: the tokens' rows and columns, where they are not those that it was built for."""
+        rows, columns = grid or self.grid
+        if x.shape[1] != rows * columns or rows % self.block or columns % self.block:
             raise PosttrainError(
                 f"the connector was built for {rows} x {columns} = {rows * columns} tokens an image and got "
                 f"{x.shape[1]}: give it images of the size that the model was built for"
+                if x.shape[1] != rows * columns
+                else f"the connector makes one token of {self.block} x {self.block}, which do not fill an "
+                f"image of {rows} x {columns}"
             )
-        return self.connect(x)
+        return self.connect(x, (rows, columns))
 
-    def connect(self, x: Tensor) -> Tensor:
+    def connect(self, x: Tensor, grid: Grid) -> Tensor:
         raise NotImplementedError
 
-    def member(self, x: Tensor) -> Tensor | None:
+    def count(self, grid: Grid) -> int:
+        """The tokens that an image of such a grid becomes."""
+        raise NotImplementedError
+
+    def member(self, x: Tensor, grid: Grid | None = None) -> Tensor | None:
         """[B, N, D] -> [B, N]: the token that each of the tower's goes into; None where all go into all."""
         return torch.arange(x.shape[1], device=x.device).expand(len(x), -1)
 
@@ -110,8 +121,11 @@ class Linear(Connector):
     def layers(self, width: int, into: int) -> nn.Module:
         return nn.Linear(width, into)
 
-    def connect(self, x: Tensor) -> Tensor:
+    def connect(self, x: Tensor, grid: Grid) -> Tensor:
         return self.project(x)
+
+    def count(self, grid: Grid) -> int:
+        return grid[0] * grid[1]
 
 
 class MLP(Linear):
@@ -133,15 +147,19 @@ class PixelShuffle(Connector):
                 f"{_choice(sorted(factors), tokens)}"
             )
         super().__init__(grid, tokens)
-        self.factor = factors[tokens]
+        self.factor = self.block = factors[tokens]
         self.project = mlp(width * self.factor**2, into)
 
-    def connect(self, x: Tensor) -> Tensor:
-        return self.project(space_to_depth(x, self.grid, self.factor))
+    def connect(self, x: Tensor, grid: Grid) -> Tensor:
+        return self.project(space_to_depth(x, grid, self.factor))
 
-    def member(self, x: Tensor) -> Tensor:
-        places = torch.arange(self.tokens, device=x.device)[None, :, None].expand(len(x), -1, self.factor**2)
-        return depth_to_space(places, self.grid, self.factor).squeeze(2)
+    def count(self, grid: Grid) -> int:
+        return grid[0] * grid[1] // self.factor**2
+
+    def member(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+        grid = grid or self.grid
+        places = torch.arange(self.count(grid), device=x.device)[None, :, None]
+        return depth_to_space(places.expand(len(x), -1, self.factor**2), grid, self.factor).squeeze(2)
 
 
 class Merge(Connector):
@@ -155,11 +173,14 @@ class Merge(Connector):
         super().__init__(grid, tokens)
         self.project = mlp(width, into)
 
-    def connect(self, x: Tensor) -> Tensor:
-        return self.project(merge(x, self.tokens)[0])
+    def connect(self, x: Tensor, grid: Grid) -> Tensor:
+        return self.project(merge(x, self.count(grid))[0])
 
-    def member(self, x: Tensor) -> Tensor:
-        return merge(x, self.tokens)[2]
+    def count(self, grid: Grid) -> int:
+        return min(self.tokens, grid[0] * grid[1])
+
+    def member(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+        return merge(x, self.count(grid or self.grid))[2]
 
 
 class Block(nn.Module):
@@ -200,16 +221,19 @@ class Resampler(Connector):
         self.blocks = nn.ModuleList(Block(width) for _ in range(DEPTH))
         self.project = nn.Linear(width, into)
 
-    def connect(self, x: Tensor) -> Tensor:
+    def count(self, grid: Grid) -> int:
+        return self.tokens
+
+    def connect(self, x: Tensor, grid: Grid) -> Tensor:
         seen = self.norm(x)
         # Made anew each time: a buffer that no checkpoint holds stays empty where a model is built on "meta".
-        places = positions(self.grid, x.shape[2], seen)
+        places = positions(grid, x.shape[2], seen)
         queries = self.queries.weight.expand(len(x), -1, -1)
         for block in self.blocks:
             queries = block(queries, seen, places)
         return self.project(self.last(queries))
 
-    def member(self, x: Tensor) -> None:
+    def member(self, x: Tensor, grid: Grid | None = None) -> None:
         return None
 
 

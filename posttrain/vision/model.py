@@ -10,19 +10,23 @@ from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 import torch
+from torch import Tensor, nn
 from transformers import (
     AddedToken,
     AutoConfig,
     AutoModelForImageTextToText,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaModel,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from posttrain.picture import MARK
+from posttrain.picture import MARK, native_size
 from posttrain.types import PosttrainError
 from posttrain.vision import connector as connectors
+from posttrain.vision.towers import Tower
 from posttrain.vision.towers.model import TowerModel, open_tower
 
 
@@ -35,26 +39,48 @@ class VisionLanguageConfig(LlavaConfig):
     tokens_per_image: int | None = None
     """None: as many as the tower gives."""
     resize: str = "square"
-    """A function of posttrain.picture: square, fit or crop."""
+    """A function of posttrain.picture: square, fit, crop or native."""
+    most_pixels: int | None = None
+    """Of an image that is brought to no square; None: as many as the tower's square has."""
     vision_feature_select_strategy: Literal["default", "full"] = "full"
     vision_feature_layer: int | list[int] = -1
+
+
+class SeeingModel(LlavaModel):
+    """LLaVA's without its head, for images of any shape that the tower takes."""
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        tower: Any = self.vision_tower
+        made = connector_for(
+            tower.tower, config.connector, config.text_config.hidden_size, config.tokens_per_image
+        )
+        self.multi_modal_projector: Any = made
+
+    def get_image_features(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, pixel_values: Tensor, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """pixel_values [B, 3, H, W] -> in pooler_output, embeddings [n, H_lm] of each image."""
+        tower: Any = self.vision_tower
+        tokens = tower(pixel_values.to(self.dtype)).last_hidden_state
+        made = self.multi_modal_projector(tokens, tower.tower.grid(*pixel_values.shape[-2:]))
+        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=list(made))  # pyright: ignore[reportArgumentType]
 
 
 class VisionLanguageModel(LlavaForConditionalGeneration):
     config_class = VisionLanguageConfig  # pyright: ignore[reportAssignmentType]
 
     def __init__(self, config: Any):
-        super().__init__(config)
-        tower: Any = self.model.vision_tower
-        text: Any = config.text_config
-        made = connector_for(tower, config.connector, text.hidden_size, config.tokens_per_image)
-        self.model.multi_modal_projector = made  # pyright: ignore[reportAttributeAccessIssue]
+        super(LlavaForConditionalGeneration, self).__init__(config)
+        text = config.text_config
+        self.model = SeeingModel(config)
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.post_init()
 
 
-def connector_for(tower: TowerModel, kind: str, into: int, tokens: int | None) -> connectors.Connector:
-    side = tower.tower.image_size
-    grid = tower.tower.grid(side, side)
-    return connectors.build(kind, width=tower.tower.width, into=into, tokens=tokens, grid=grid)
+def connector_for(tower: Tower, kind: str, into: int, tokens: int | None) -> connectors.Connector:
+    grid = tower.grid(tower.image_size, tower.image_size)
+    return connectors.build(kind, width=tower.width, into=into, tokens=tokens, grid=grid)
 
 
 def assemble(
@@ -66,6 +92,7 @@ def assemble(
     connector: str = "mlp",
     tokens: int | None = None,
     resize: str = "square",
+    most_pixels: int | None = None,
 ) -> VisionLanguageModel:
     """A language model behind a tower and a fresh connector; its weights and the tower's are taken over.
 
@@ -74,6 +101,7 @@ def assemble(
     Args:
         tower, settings: as `towers.model.open_tower` takes them.
         connector, tokens: as `connector.build` takes them.
+        resize, most_pixels: as VisionLanguageConfig has them.
 
     Raises:
         PosttrainError: no such tower or connector, or settings that do not fit each other.
@@ -81,7 +109,9 @@ def assemble(
     seeing = open_tower(tower, settings)
     mark = _mark(language, tokenizer)
     text: Any = language.config
-    between = connector_for(seeing, connector, text.hidden_size, tokens)
+    between = connector_for(seeing.tower, connector, text.hidden_size, tokens)
+    if resize == "native":
+        _check_native(seeing, between, most_pixels)
     config = VisionLanguageConfig(
         vision_config=seeing.config,
         text_config=text,
@@ -90,6 +120,7 @@ def assemble(
         connector=connector,
         tokens_per_image=tokens,
         resize=resize,
+        most_pixels=most_pixels,
         tie_word_embeddings=bool(getattr(text, "tie_word_embeddings", False)),
     )
     with torch.device("meta"):
@@ -99,6 +130,25 @@ def assemble(
     inside.language_model, model.lm_head = language.base_model, cast(Any, language.get_output_embeddings())
     model.generation_config = language.generation_config
     return model.eval()
+
+
+def _check_native(seeing: TowerModel, between: connectors.Connector, most_pixels: int | None) -> None:
+    """
+    Raises:
+        PosttrainError: the tower takes no image that is wider than high, or the bound is below one token.
+    """
+    tower, step = seeing.tower, seeing.tower.stride * between.block
+    native_size(step, step, step, most_pixels or tower.image_size**2)
+    size = (max(step, tower.image_size // step * step), tower.image_size // step * step + step)
+    try:
+        with torch.device("meta"), torch.no_grad():
+            TowerModel(seeing.config).tower(torch.empty(1, 3, *size))
+    except Exception as error:  # any tower's way to refuse
+        raise PosttrainError(
+            f"resize: native gives images of any shape, and the tower {seeing.config.kind!r} does not take "
+            f"one of {size[0]} x {size[1]} pixels ({' '.join(str(error).split())[:100]}); take square, fit "
+            "or crop, or another tower, such as navit"
+        ) from None
 
 
 def _mark(language: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> int:

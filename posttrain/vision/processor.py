@@ -7,44 +7,45 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from posttrain import picture as pictures
 from posttrain.multimodal import Seen
 from posttrain.picture import Picture
-from posttrain.types import Encoded, Message, PosttrainError, Prompt
+from posttrain.types import Encoded, ImagePart, Message, PosttrainError, Prompt, TextPart
 
-KEPT = 512  # pictures' pixels that are kept: samples of one prompt follow each other
+if TYPE_CHECKING:
+    from PIL import Image
+
+KEPT = 2**28  # bytes of pictures' pixels that are kept: samples of one prompt follow each other
+
+Shown = tuple[list[int], Seen]  # the tokens that a picture becomes, and what a tower takes of it
 
 
-class Processor:
-    """Encodes prompts for one model.
+class Reader:
+    """Encodes prompts for one model: what is the same whatever its pictures become.
 
     Args:
-        config: of a model with a tower of this package (`posttrain.vision.model`).
-        tokenizer: one that knows the image token.
+        token: the id of an image, which the tokenizer knows.
+        kept: pictures whose pixels are kept.
     """
 
-    def __init__(self, config: Any, tokenizer: PreTrainedTokenizerFast):
-        from posttrain.vision import towers
-
-        self.tokenizer = tokenizer
-        self.token: int = config.image_token_id
-        mark = tokenizer.convert_ids_to_tokens(self.token)
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, token: int, kept: int):
+        self.tokenizer, self.token = tokenizer, token
+        mark = tokenizer.convert_ids_to_tokens(token)
         assert isinstance(mark, str), "an image's token is one of the vocabulary"
-        self.mark, self.count = mark, config.image_seq_length
-        tower = config.vision_config
-        with torch.device("meta"):
-            built = towers.build(tower.kind, tower.settings)
-        self.side, self.mean, self.std = built.image_size, built.mean, built.std
-        self.resize = getattr(pictures, config.resize)
-        self._pixels = lru_cache(KEPT)(self._read)
+        self.mark = mark
+        self._shown = lru_cache(kept)(self.shown)
+        self._parts = reads_parts(tokenizer, mark)
+
+    def shown(self, one: Picture) -> Shown:
+        """What a picture becomes. PosttrainError where it cannot be read."""
+        raise NotImplementedError
 
     def __call__(self, prompt: Prompt) -> list[int]:
         """A prompt's token ids, with the pixels of its pictures.
@@ -53,7 +54,7 @@ class Processor:
             PosttrainError: a picture that cannot be read, or a text that has an image's token in it by
                 itself; it names the row.
         """
-        shown = prompt.pictures
+        given = prompt.pictures
         if isinstance(prompt.content, str):
             ids = self._plain(prompt.content)
         else:
@@ -61,15 +62,17 @@ class Processor:
         if not ids:
             raise PosttrainError(f"{prompt.id} came to no tokens at all; is data.prompt empty?")
         there = ids.count(self.token)
-        if there != len(shown):
+        if there != len(given):
             raise PosttrainError(
-                f"{prompt.id} has {len(shown)} pictures, but its text has {there} times {self.mark}, the "
+                f"{prompt.id} has {len(given)} pictures, but its text has {there} times {self.mark}, the "
                 "place of one; take it out of the text"
             )
-        if not shown:
+        if not given:
             return ids
-        out = [t for i in ids for t in ([i] * self.count if i == self.token else [i])]
-        return Encoded(out, [self._pixels(one) for one in shown])
+        shown = [self._shown(one) for one in given]
+        places = iter(shown)
+        out = [t for i in ids for t in (next(places)[0] if i == self.token else [i])]
+        return Encoded(out, [seen for _, seen in shown])
 
     def _plain(self, text: str) -> list[int]:
         return self.tokenizer.encode(text.replace(pictures.MARK, self.mark))
@@ -77,22 +80,94 @@ class Processor:
     def _chat(self, messages: Iterable[Message]) -> list[int]:
         if self.tokenizer.chat_template is None:
             raise PosttrainError("the model has no chat template; set data.chat: false to continue raw text")
-        texts = [{"role": m["role"], "content": self._text(m)} for m in messages]
-        ids: Any = self.tokenizer.apply_chat_template(texts, add_generation_prompt=True, return_dict=False)
+        return self.templated([self._told(message) for message in messages])
+
+    def templated(self, messages: list[dict[str, Any]]) -> list[int]:
+        """Token ids of messages through the chat template, an image's token at the place of each."""
+        ids: Any = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         return ids
 
-    def _text(self, message: Message) -> str:
-        """A message's content as one text: templates of language models read no parts."""
-        if isinstance(message["content"], str):
-            return message["content"]
-        return "".join(p["text"] if p["type"] == "text" else self.mark for p in message["content"])
+    def _told(self, message: Message) -> dict[str, Any]:
+        """A message as the template reads it: parts, or for a language model's one text."""
+        content = message["content"]
+        parts: list[Any] = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if self._parts:
+            told: Any = [p if p["type"] == "text" else {"type": "image"} for p in parts]
+        else:
+            told = self.text(content)
+        return {"role": message["role"], "content": told}
 
-    def _read(self, one: Picture) -> Seen:
-        return {"pixel_values": self.pixels(one.open())}
+    def text(self, content: str | list[TextPart | ImagePart]) -> str:
+        """One text with the image token for each picture: templates of language models read no parts."""
+        if isinstance(content, str):
+            return content
+        return "".join(p["text"] if p["type"] == "text" else self.mark for p in content)
+
+    def seen(self, one: Picture) -> Seen:
+        """What a tower takes of a picture; the last few are kept."""
+        return self._shown(one)[1]
+
+
+def reads_parts(tokenizer: PreTrainedTokenizerFast, mark: str) -> bool:
+    """Whether a chat template writes an image's mark for an image part, and a text part's words."""
+    word = "words"
+    parts: Any = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": word}]}]
+    if tokenizer.chat_template is None:
+        return False
+    try:
+        said: Any = tokenizer.apply_chat_template(parts, tokenize=False)
+    except Exception:  # a template is a program of the checkpoint's and may fail in any way
+        return False
+    return said.count(mark) == 1 and word in said.partition(mark)[2] and repr(word) not in said
+
+
+class Processor(Reader):
+    """For a model with a tower of this package.
+
+    Args:
+        config: of the model (`posttrain.vision.model`).
+        tokenizer: one that knows the image token.
+    """
+
+    def __init__(self, config: Any, tokenizer: PreTrainedTokenizerFast):
+        from posttrain.vision import towers
+        from posttrain.vision.model import connector_for
+
+        tower = config.vision_config
+        with torch.device("meta"):
+            self.tower = towers.build(tower.kind, tower.settings)
+            self.connector = connector_for(self.tower, config.connector, 1, config.tokens_per_image)
+        self.resize = config.resize
+        self.most_pixels = config.most_pixels or self.tower.image_size**2
+        super().__init__(tokenizer, config.image_token_id, max(1, KEPT // (12 * self.most_pixels)))
+
+    @property
+    def count(self) -> int:
+        """The tokens of any picture.
+
+        Raises:
+            PosttrainError: with resize: native each has its own.
+        """
+        if self.resize == "native":
+            raise PosttrainError(
+                "examples with pictures are read with as many tokens for each; model.vision.resize: native "
+                "gives each its own, set it to square, fit or crop here"
+            )
+        return self.connector.tokens
+
+    def shown(self, one: Picture) -> Shown:
+        pixels = self.pixels(one.open())
+        count = self.connector.count(self.tower.grid(*pixels.shape[-2:]))
+        return [self.token] * count, {"pixel_values": pixels}
 
     def pixels(self, image: Image.Image) -> Tensor:
-        """An RGB image of any size -> [1, 3, S, S], normalized."""
-        scaled: Image.Image = self.resize(image, self.side).image
-        values = torch.from_numpy(np.array(scaled, dtype=np.float32)).div_(255)
-        values.sub_(torch.tensor(self.mean)).div_(torch.tensor(self.std))
+        """An RGB image of any size -> [1, 3, H, W], normalized."""
+        values = torch.from_numpy(np.array(self.scaled(image).image, dtype=np.float32)).div_(255)
+        values.sub_(torch.tensor(self.tower.mean)).div_(torch.tensor(self.tower.std))
         return values.permute(2, 0, 1)[None].contiguous()
+
+    def scaled(self, image: Image.Image) -> pictures.Scaled:
+        """An image as the tower gets it."""
+        if self.resize == "native":
+            return pictures.native(image, self.tower.stride * self.connector.block, self.most_pixels)
+        return getattr(pictures, self.resize)(image, self.tower.image_size)

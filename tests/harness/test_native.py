@@ -51,10 +51,6 @@ def words(tokenizer: PreTrainedTokenizerFast) -> Any:
     return Words(tokenizer)
 
 
-def answering(engine: Engine, words: Any) -> NativeAnswerer:
-    return NativeAnswerer(engine, models.text_encoder(words), steady=isinstance(engine, SteadyEngine))
-
-
 def ask(answerer: NativeAnswerer, requests: list[Request], sampling: Sampling = SAMPLED) -> list[Answer]:
     answers: list[Answer] = []
     answerer.answer(requests, sampling, answers.append)
@@ -63,7 +59,7 @@ def ask(answerer: NativeAnswerer, requests: list[Request], sampling: Sampling = 
 
 
 def test_answers_are_the_engines(engine: Engine, words: Any) -> None:
-    answers = ask(answering(engine, words), requests_for(KEYS, PROMPTS, 5))
+    answers = ask(NativeAnswerer(engine, models.text_encoder(words)), requests_for(KEYS, PROMPTS, 5))
     assert {answer.finish for answer in answers} == {"stop", "length"}
     for answer in answers:
         tokens = words.encode(str(PROMPTS[answer.id].content))
@@ -74,7 +70,7 @@ def test_answers_are_the_engines(engine: Engine, words: Any) -> None:
 
 def test_stopped_on_the_way_and_gone_on_with(engine: Engine, words: Any, tmp_path: Path) -> None:
     """What had arrived is kept, the rest is drawn as if nothing had happened."""
-    answerer = answering(engine, words)
+    answerer = NativeAnswerer(engine, models.text_encoder(words))
     whole = ask(answerer, requests_for(KEYS, PROMPTS, 5))
     for stop in (Stopped(15), KeyboardInterrupt()):
         path = tmp_path / f"{type(stop).__name__}.jsonl"
@@ -96,7 +92,7 @@ def test_stopped_on_the_way_and_gone_on_with(engine: Engine, words: Any, tmp_pat
 
 
 def test_calls_of_a_few_requests_each(engine: Engine, words: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    answerer, requests = answering(engine, words), requests_for(KEYS, PROMPTS, 5)
+    answerer, requests = NativeAnswerer(engine, models.text_encoder(words)), requests_for(KEYS, PROMPTS, 5)
     whole = ask(answerer, requests)
     monkeypatch.setattr(module, "CALL", 5)
     told: list[tuple[int, int]] = []
@@ -112,7 +108,9 @@ def test_the_context_cuts_and_refuses(engine: Engine, words: Any) -> None:
     never: Any = [1000] if isinstance(engine, PlainEngine) else torch.tensor([1000])
     engine.ends = never  # pyright: ignore[reportAttributeAccessIssue]
     engine.context = 16
-    answers = {answer.id: answer for answer in ask(answering(engine, words), requests)}
+    answers = {
+        answer.id: answer for answer in ask(NativeAnswerer(engine, models.text_encoder(words)), requests)
+    }
     assert {id: answer.tokens for id, answer in answers.items()} == {
         "1": 12,
         "10": 6,
@@ -127,7 +125,7 @@ def test_the_context_cuts_and_refuses(engine: Engine, words: Any) -> None:
 def test_messages_without_a_template(engine: Engine, words: Any) -> None:
     prompt = Prompt("a", [{"role": "user", "content": "hi"}], None)
     with pytest.raises(PosttrainError, match="no chat template"):
-        ask(answering(engine, words), [Request("a", 0, prompt, 1)])
+        ask(NativeAnswerer(engine, models.text_encoder(words)), [Request("a", 0, prompt, 1)])
 
 
 @pytest.mark.parametrize("steady", [True, False])

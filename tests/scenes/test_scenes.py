@@ -21,12 +21,12 @@ from posttrain.scenes import arithmetic
 from posttrain.scenes._draw import COLORS, LINES
 from posttrain.types import Completion, PosttrainError, Prompt
 
-NAMES = ("arithmetic", "charts", "compare", "count", "locate", "mazes", "read", "tables")
+NAMES = ("arithmetic", "charts", "compare", "count", "describe", "locate", "mazes", "read", "tables")
 ROWS = 150
 # The share of the most frequent answer, at most: what answering it always is right about.
 MOST_FREQUENT = {
-    "arithmetic": 0.12, "charts": 0.2, "compare": 0.25, "count": 0.22, "locate": 0.01, "mazes": 0.32,
-    "read": 0.03, "tables": 0.12,
+    "arithmetic": 0.12, "charts": 0.2, "compare": 0.25, "count": 0.22, "describe": 0.05, "locate": 0.01,
+    "mazes": 0.32, "read": 0.03, "tables": 0.12,
 }  # fmt: skip
 
 
@@ -288,7 +288,7 @@ def test_the_most_frequent_answer_is_no_way_out(name: str, capsys: pytest.Captur
 def test_gold_answers_get_full_marks() -> None:
     forms = {"count": "The answer is: {}", "locate": "It is at <answer>{}</answer>"}
     rewards = {"count": ("count", {}), "locate": ("iou", {})}
-    for name in NAMES:
+    for name in (name for name in NAMES if name != "describe"):  # captions are for examples
         use, args = rewards.get(name, ("accuracy", {}))
         made = [scenes.make(name, index, 5) for index in range(40)]
         prompts = [Prompt(str(i), row["question"], row["answer"]) for i, row in enumerate(made)]
@@ -365,9 +365,30 @@ def test_as_a_source_of_rows() -> None:
     assert more[:5] == few, "row i does not hang on how many there are"
     assert len(more) == 30, "the same words about other pictures are other questions"
     assert len(heldout) == 10
-    assert more[0].columns.keys() == {"question", "kind"}
+    assert more[0].columns.keys() == {"question", "kind", "task"}
     assert more[0].pictures[0].open().size == (64, 64)
     with pytest.raises(PosttrainError, match="data.train: scenes has no task 'artihmetic'; did you mean"):
         load(source("artihmetic", 5))
     with pytest.raises(PosttrainError, match="data.train: scenes:count: most is 99"):
         load(source("count", 5, args={"most": 99}))
+
+
+def test_captions_name_what_is_there() -> None:
+    for image, row in rows("describe", 60):
+        seen = Counter((color, kind) for color in COLORS for kind, _ in shapes(image, color))
+        told = {}
+        for part in row["answer"].split(", "):
+            number, color, kind = part.split()
+            told[color, kind.removesuffix("s")] = int(number)
+            assert kind.endswith("s") == (number != "1")
+        assert told == seen, row["answer"]
+
+
+def test_captions_with_boxes_say_where() -> None:
+    for image, row in rows("describe", 60, size=100, boxes=True):
+        seen = {(c, kind, box) for c in COLORS for kind, box in shapes(image, c)}
+        told = []
+        for part in row["answer"].split("; "):
+            color, kind, box = part.split(" ", 2)
+            told.append((color, kind, tuple(json.loads(box))))
+        assert set(told) == seen and len(told) == len(seen)

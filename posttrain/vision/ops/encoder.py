@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from posttrain.types import PosttrainError
-
-
-def _gelu(x: Tensor) -> Tensor:
-    """Keeps torch from its layers' fused inference path, where GELU may be the tanh form on CUDA.
-
-    A policy's tokens have to be the same with gradients and without.
-    """
-    return F.gelu(x)
 
 
 class Encoder(nn.Module):
@@ -28,9 +19,11 @@ class Encoder(nn.Module):
             )
         self.heads = heads
         # Each is made by itself: nn.TransformerEncoder copies one layer, so that all would start alike.
+        # Without batch_first torch stays away from its fused path where no gradient is asked for: a
+        # policy's tokens have to be the same with and without.
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(
-                width, heads, 4 * width, dropout=0.0, activation=_gelu, batch_first=True, norm_first=True
+                width, heads, 4 * width, dropout=0.0, activation="gelu", norm_first=True
             )
             for _ in range(depth)
         )
@@ -38,6 +31,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         hidden = None if mask is None else ~mask.repeat_interleave(self.heads, 0)
+        x = x.transpose(0, 1).contiguous()
         for layer in self.layers:
             x = layer(x, hidden)
-        return self.norm(x)
+        return self.norm(x.transpose(0, 1))

@@ -14,7 +14,7 @@ from transformers import initialization as init
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.modeling_outputs import BaseModelOutput
 
-from posttrain import models
+from posttrain import places
 from posttrain.types import PosttrainError
 from posttrain.vision import towers
 from posttrain.vision.towers import pretrained
@@ -100,7 +100,7 @@ def open_tower(name: str, settings: Mapping[str, Any] | None = None) -> TowerMod
         fresh: Any = TowerModel(TowerConfig(kind=name, settings=dict(settings)))
         return fresh.eval()
     try:
-        where = models.resolve(name)
+        where = places.resolve(name)
     except PosttrainError as error:
         hint = did_you_mean(name, towers.names(), "; did you mean")
         raise PosttrainError(f"no kind of tower ({', '.join(towers.names())}){hint}; {error}") from None

@@ -55,7 +55,7 @@ def test_nothing_to_pack() -> None:
 
 @pytest.mark.parametrize("grad", [True, False])
 def test_encoded_together_as_apart(grad: bool) -> None:
-    """torch takes another way through its layers where no gradient is asked for."""
+    """torch may take another way through its layers where no gradient is asked for."""
     torch.manual_seed(0)
     encoder = Encoder(16, 3, 4).eval()
     tokens = [torch.randn(n, 16) for n in (5, 11, 3, 8, 1)]
@@ -65,6 +65,15 @@ def test_encoded_together_as_apart(grad: bool) -> None:
         together = packed.unpack(encoder(packed.tokens, packed.mask))
         for x, y in zip(tokens, together, strict=True):
             torch.testing.assert_close(y, encoder(x[None])[0], atol=1e-5, rtol=1e-5)
+
+
+def test_the_same_to_the_bit_without_gradients() -> None:
+    encoder = Encoder(16, 2, 4).eval().bfloat16()
+    packed = pack([torch.randn(n, 16).bfloat16() for n in (5, 11, 3)])
+    with torch.no_grad():
+        quiet = encoder(packed.tokens, packed.mask), encoder(packed.tokens)
+    assert torch.equal(encoder(packed.tokens, packed.mask), quiet[0])
+    assert torch.equal(encoder(packed.tokens), quiet[1])
 
 
 def test_what_fills_a_row_is_not_seen() -> None:

@@ -1,0 +1,42 @@
+"""What there is to see, said in a fixed order: captions, to teach a fresh tower and connector. No reward.
+
+With `boxes` every shape is told by itself, with its box in whole percent of the picture.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from posttrain.errors import PosttrainError
+from posttrain.scenes._draw import COLORS, SHAPES, box_of, canvas, check_room, put, scatter, whole
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def draw(
+    rng: random.Random, *, size: int = 64, most: int = 5, boxes: bool = False
+) -> tuple[Image.Image, dict[str, str]]:
+    """One to `most` shapes, half of the time of at most three sorts, so that there are several of one."""
+    if not isinstance(boxes, bool):
+        raise PosttrainError(f"boxes is {boxes!r}: choose true or false")
+    image = canvas(size)
+    check_room(size, whole("most", most, 1, 20))
+    sorts = [(c, s) for c in COLORS for s in SHAPES]
+    some = rng.sample(sorts, 3) if rng.random() < 0.5 else sorts
+    shown = [rng.choice(some) for _ in range(rng.randint(1, most))]
+    spots = scatter(rng, size, len(shown), max(3, size // 16), size // 8)
+    for (color, shape), spot in zip(shown, spots, strict=True):
+        put(image, shape, color, spot)
+    if boxes:
+        told = [
+            f"{c} {s} {json.dumps([round(100 * edge / size) for edge in box_of(spot)])}"
+            for (c, s), spot in sorted(zip(shown, spots, strict=True), key=lambda one: one[1][:2])
+        ]
+        return image, {"question": "What is where in the picture?", "answer": "; ".join(told)}
+    counted = sorted(Counter(shown).items(), key=lambda one: sorts.index(one[0]))
+    told = [f"{number} {c} {s}{'s' if number > 1 else ''}" for (c, s), number in counted]
+    return image, {"question": "What is in the picture?", "answer": ", ".join(told)}
