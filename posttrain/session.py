@@ -183,22 +183,26 @@ class HeldOut:
         from posttrain.evaluate import looking  # models of words alone need none of it
 
         found: dict[str, Any] = {}
-        folder = self.session.folder
-        try:
-            self.session.watch("looking at the tower")
-            tokens = looking.tower_tokens(model, self.rows, encode)
+        folder, rows = self.session.folder, self.rows
+
+        def tower() -> None:
+            tokens = looking.tower_tokens(model, rows, encode)
             if tokens is not None:
                 found["tower"] = looking.tower_record(tokens, self.tower)
                 self.tower = self.tower or found["tower"]
                 self._tell(found["tower"]["alarms"])
-            if phase is not None:
-                looking.keep_pictures(folder, self.rows, records)
-            if phase == "after":
-                looking.keep_where_it_looked(folder, model, encode, self.rows, records)
-        except Stopped:
-            raise
-        except Exception as error:
-            log.warning("what the model sees could not be shown: %s: %s", type(error).__name__, error)
+
+        parts: list[Callable[[], None]] = [tower]
+        if phase is not None:
+            parts.append(lambda: looking.keep_pictures(folder, rows, records))
+        if phase == "after":
+            parts.append(lambda: looking.keep_where_it_looked(folder, model, encode, rows, records))
+        self.session.watch("looking at what the model sees")
+        for part in parts:
+            try:
+                part()
+            except Exception as error:  # any model's; the run is worth more
+                log.warning("what the model sees could not be shown: %s: %s", type(error).__name__, error)
         return found
 
     def _tell(self, alarms: Sequence[str]) -> None:
