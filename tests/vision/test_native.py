@@ -141,6 +141,16 @@ def test_settings_that_do_not_fit_are_refused(home: Path) -> None:
         Vision(tower="navit", most_pixels=1000)
 
 
+def test_examples_ask_for_one_number_of_tokens(home: Path) -> None:
+    model, tokenizer = opened()
+    encode: Any = models.encoder(model, tokenizer)
+    with pytest.raises(PosttrainError, match="resize: native gives each its own"):
+        encode.count  # noqa: B018
+    model, tokenizer = opened(resize="fit")
+    encode = models.encoder(model, tokenizer)
+    assert encode.count == 16 and all(encode(asked(size)).count(encode.token) == 16 for size in SIZES)
+
+
 def test_a_tower_of_one_size_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from posttrain.vision.towers.navit import NaViTTower
 
