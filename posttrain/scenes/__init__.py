@@ -34,7 +34,7 @@ def names() -> tuple[str, ...]:
 def make(name: str, index: int, seed: int, args: Mapping[str, Any] | None = None) -> Row:
     """Row `index` of a task: {"image": {"bytes": PNG, "path": None}, "task": name, "question", "answer"}.
 
-    A task is a function `draw(rng, *, size=64, …) -> (image, row without it)` in the file of its name; its
+    A task is a function `draw(rng, *, pixels=64, …) -> (image, row without it)` in the file of its name; its
     keywords are the arguments.
 
     Raises:

@@ -57,40 +57,42 @@ def kind_of(rng: random.Random, kinds: Any, known: Sequence[str]) -> str:
     return rng.choice([among("kinds", kind, known) for kind in chosen])
 
 
-def canvas(size: Any) -> Image.Image:
-    """White, size x size pixels. PosttrainError for a size outside of 32 to 1024."""
+def canvas(pixels: Any) -> Image.Image:
+    """White, pixels x pixels. PosttrainError outside of 32 to 1024."""
     from PIL import Image
 
-    side = whole("size", size, 32, 1024)
+    side = whole("pixels", pixels, 32, 1024)
     return Image.new("RGB", (side, side), WHITE)
 
 
-def check_room(size: int, shapes: int) -> int:
+def check_room(pixels: int, shapes: int) -> int:
     """The cell of a grid with room for so many shapes, in pixels. PosttrainError where that is too small."""
-    cell = size // (math.isqrt(max(0, shapes - 1)) + 1)
+    cell = pixels // (math.isqrt(max(0, shapes - 1)) + 1)
     if cell < 9:
-        raise PosttrainError(f"{shapes} shapes do not fit into {size} x {size} pixels; choose a larger size")
+        raise PosttrainError(
+            f"{shapes} shapes do not fit into {pixels} x {pixels} pixels; choose more pixels"
+        )
     return cell
 
 
-def scatter(rng: random.Random, size: int, count: int, least: int, most: int) -> list[Spot]:
+def scatter(rng: random.Random, pixels: int, count: int, least: int, most: int) -> list[Spot]:
     """Spots of `least` to `most` pixels a side, at least two pixels between them.
 
     Raises:
         PosttrainError: so many do not fit.
     """
-    cell = check_room(size, count)
+    cell = check_room(pixels, count)
     for smaller in range(most - least + 1):
         spots: list[Spot] = []
         for _ in range(_TRIES * count):
             if len(spots) == count:
                 return spots
             side = rng.randint(least, most - smaller)
-            x, y = (rng.randint(side + 1, size - side - 2) for _ in range(2))
+            x, y = (rng.randint(side + 1, pixels - side - 2) for _ in range(2))
             if all(max(abs(x - a), abs(y - b)) > side + other + 2 for a, b, other in spots):
                 spots.append((x, y, side))
     # Random places were too crowded: those of a grid are not.
-    side, across = min(least, (cell - 3) // 2), size // cell
+    side, across = min(least, (cell - 3) // 2), pixels // cell
     cells = rng.sample(range(across * across), count)
     return [(at % across * cell + cell // 2, at // across * cell + cell // 2, side) for at in cells]
 

@@ -40,13 +40,13 @@ def written(part: str) -> list[list[Image.Image]]:
 def draw(
     rng: random.Random,
     *,
-    size: int = 64,
+    pixels: int = 64,
     kinds: Sequence[str] | str | None = None,
     digits: int = 1,
     part: str = "train",
 ) -> tuple[Image.Image, dict[str, str]]:
     """One number above the other, of up to `digits` digits; `part` says whose drawings: "train" or "test"."""
-    image, kind = canvas(size), kind_of(rng, kinds, KINDS)
+    image, kind = canvas(pixels), kind_of(rng, kinds, KINDS)
     top = 10 ** whole("digits", digits, 1, 3) - 1
     hands = written(among("part", part, PARTS))
     if kind == "sum":
@@ -57,11 +57,11 @@ def draw(
         answer = rng.randint(0, top)
         second = rng.randint(0, top - answer)
         first = answer + second
-    side = size // (digits + 1)
-    _write(image, rng, hands, first, side, size // 2 - side)
-    _write(image, rng, hands, second, side, size - side)
+    side = pixels // (digits + 1)
+    _write(image, rng, hands, first, side, pixels // 2 - side)
+    _write(image, rng, hands, second, side, pixels - side)
     scale = max(1, side // 16)
-    write(image, (1, size - side // 2 - 6 * scale), "+" if kind == "sum" else "-", "black", scale)
+    write(image, (1, pixels - side // 2 - 6 * scale), "+" if kind == "sum" else "-", "black", scale)
     question = f"What is the {kind} of the two numbers?"
     if kind == "difference":
         question = "What is the upper number minus the lower number?"

@@ -21,7 +21,7 @@ KINDS = ("value", "tallest", "shortest")
 def draw(
     rng: random.Random,
     *,
-    size: int = 64,
+    pixels: int = 64,
     kinds: Sequence[str] | str | None = None,
     bars: int = 4,
     most: int = 9,
@@ -29,23 +29,23 @@ def draw(
     """`bars` bars in colours of their own, from 1 to `most` high, a line at every whole number."""
     from PIL import ImageDraw
 
-    image, kind = canvas(size), kind_of(rng, kinds, KINDS)
+    image, kind = canvas(pixels), kind_of(rng, kinds, KINDS)
     whole("bars", bars, 2, len(COLORS))
     whole("most", most, 3, 99)
-    unit = (size - LETTER[1] - 1) // most
+    unit = (pixels - LETTER[1] - 1) // most
     left = width_of(len(str(most))) + 2
-    wide = (size - left) // bars
+    wide = (pixels - left) // bars
     if unit < 3 or wide < 5:
         raise PosttrainError(
-            f"{bars} bars of up to {most} do not fit into {size} x {size} pixels; choose a larger size"
+            f"{bars} bars of up to {most} do not fit into {pixels} x {pixels} pixels; choose more pixels"
         )
     colors = pick(rng, bars)
     values = [rng.randint(1, most) for _ in range(bars)]
     while kind != "value" and values.count(_end(kind, values)) > 1:
         values = [rng.randint(1, most) for _ in range(bars)]
-    pen, floor = ImageDraw.Draw(image), size - LETTER[1] // 2 - 1
+    pen, floor = ImageDraw.Draw(image), pixels - LETTER[1] // 2 - 1
     for number in range(most + 1):
-        pen.line((left - 1, floor - number * unit, size - 1, floor - number * unit), fill=LINES)
+        pen.line((left - 1, floor - number * unit, pixels - 1, floor - number * unit), fill=LINES)
     step = -(-(LETTER[1] + 1) // unit)
     for number in range(0, most + 1, step):
         write(image, (0, floor - number * unit - LETTER[1] // 2), str(number))

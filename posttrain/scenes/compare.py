@@ -21,28 +21,28 @@ KINDS = ("number", "size", "place")
 def draw(
     rng: random.Random,
     *,
-    size: int = 64,
+    pixels: int = 64,
     kinds: Sequence[str] | str | None = None,
     most: int = 5,
     gap: int = 3,
 ) -> tuple[Image.Image, dict[str, str]]:
     """Two colours; up to `most` shapes each where numbers are compared, `gap` pixels between two sizes."""
-    image, kind = canvas(size), kind_of(rng, kinds, KINDS)
+    image, kind = canvas(pixels), kind_of(rng, kinds, KINDS)
     whole("most", most, 2, 10)
-    check_room(size, 2 * most)
-    least, largest = max(3, size // 16), size // 5
+    check_room(pixels, 2 * most)
+    least, largest = max(3, pixels // 16), pixels // 5
     whole("gap", gap, 1, largest - least)
     one, other = pick(rng, 2)
     shape = rng.choice(SHAPES)
     if kind == "number":
         counts = rng.sample(range(1, most + 1), 2)
         shown = [one] * counts[0] + [other] * counts[1]
-        for color, spot in zip(shown, scatter(rng, size, len(shown), least, size // 10), strict=True):
+        for color, spot in zip(shown, scatter(rng, pixels, len(shown), least, pixels // 10), strict=True):
             put(image, rng.choice(SHAPES), color, spot)
         answer = one if counts[0] > counts[1] else other
         question = f"Are there more {one} or more {other} shapes?"
     elif kind == "size":
-        spots = scatter(rng, size, 2, largest, largest)  # room for the larger one in either place
+        spots = scatter(rng, pixels, 2, largest, largest)  # room for the larger one in either place
         small = rng.randint(least, largest - gap)
         sides = [small, rng.randint(small + gap, largest)]
         rng.shuffle(sides)
@@ -51,9 +51,9 @@ def draw(
         answer = one if sides[0] > sides[1] else other
         question = f"Which {shape} is larger, the {one} one or the {other} one?"
     else:
-        a, b = scatter(rng, size, 2, least, size // 8)
-        while abs(a[0] - b[0]) < size // 8:
-            a, b = scatter(rng, size, 2, least, size // 8)
+        a, b = scatter(rng, pixels, 2, least, pixels // 8)
+        while abs(a[0] - b[0]) < pixels // 8:
+            a, b = scatter(rng, pixels, 2, least, pixels // 8)
         kinds_shown = rng.choice(SHAPES), rng.choice(SHAPES)
         put(image, kinds_shown[0], one, a)
         put(image, kinds_shown[1], other, b)

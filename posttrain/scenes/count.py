@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 
 def draw(
-    rng: random.Random, *, size: int = 64, most: int = 5, distractors: int = 5
+    rng: random.Random, *, pixels: int = 64, most: int = 5, distractors: int = 5
 ) -> tuple[Image.Image, dict[str, str]]:
     """Up to `most` shapes that are asked for, up to `distractors` others; half share kind or colour."""
-    image = canvas(size)
+    image = canvas(pixels)
     number = rng.randint(0, whole("most", most, 1, 20))
     whole("distractors", distractors, 0, 20)
     others = rng.randint(0 if number else min(1, distractors), distractors)  # nothing at all says nothing
-    check_room(size, most + distractors)
+    check_room(pixels, most + distractors)
     color, shape = rng.choice(list(COLORS)), rng.choice(SHAPES)
     pairs = [(c, s) for c in COLORS for s in SHAPES if (c, s) != (color, shape)]
     alike = [pair for pair in pairs if color in pair or shape in pair]
     shown = [(color, shape)] * number + [rng.choice(rng.choice((pairs, alike))) for _ in range(others)]
     for (c, s), spot in zip(
-        shown, scatter(rng, size, len(shown), max(3, size // 16), size // 10), strict=True
+        shown, scatter(rng, pixels, len(shown), max(3, pixels // 16), pixels // 10), strict=True
     ):
         put(image, s, c, spot)
     return image, {"question": f"How many {color} {shape}s are there?", "answer": str(number)}

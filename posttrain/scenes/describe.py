@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 
 
 def draw(
-    rng: random.Random, *, size: int = 64, most: int = 5, boxes: bool = False
+    rng: random.Random, *, pixels: int = 64, most: int = 5, boxes: bool = False
 ) -> tuple[Image.Image, dict[str, str]]:
     """One to `most` shapes, half of the time of at most three sorts, so that there are several of one."""
     if not isinstance(boxes, bool):
         raise PosttrainError(f"boxes is {boxes!r}: choose true or false")
-    image = canvas(size)
-    check_room(size, whole("most", most, 1, 20))
+    image = canvas(pixels)
+    check_room(pixels, whole("most", most, 1, 20))
     sorts = [(c, s) for c in COLORS for s in SHAPES]
     some = rng.sample(sorts, 3) if rng.random() < 0.5 else sorts
     shown = [rng.choice(some) for _ in range(rng.randint(1, most))]
-    spots = scatter(rng, size, len(shown), max(3, size // 16), size // 8)
+    spots = scatter(rng, pixels, len(shown), max(3, pixels // 16), pixels // 8)
     for (color, shape), spot in zip(shown, spots, strict=True):
         put(image, shape, color, spot)
     if boxes:
         told = [
-            f"{c} {s} {json.dumps([round(100 * edge / size) for edge in box_of(spot)])}"
+            f"{c} {s} {json.dumps([round(100 * edge / pixels) for edge in box_of(spot)])}"
             for (c, s), spot in sorted(zip(shown, spots, strict=True), key=lambda one: one[1][:2])
         ]
         return image, {"question": "What is where in the picture?", "answer": "; ".join(told)}

@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
 
 def draw(
-    rng: random.Random, *, size: int = 64, distractors: int = 3, unit: str = "pixels"
+    rng: random.Random, *, pixels: int = 64, distractors: int = 3, unit: str = "pixels"
 ) -> tuple[Image.Image, dict[str, str]]:
     """One shape that is asked for among `distractors` others; unit: "pixels", or "percent" of the picture."""
-    image = canvas(size)
+    image = canvas(pixels)
     among("unit", unit, ("pixels", "percent"))
     pairs = rng.sample([(c, s) for c in COLORS for s in SHAPES], 1 + whole("distractors", distractors, 0, 8))
-    spots = scatter(rng, size, len(pairs), max(3, size // 16), size // 6)
+    spots = scatter(rng, pixels, len(pairs), max(3, pixels // 16), pixels // 6)
     for (color, shape), spot in zip(pairs, spots, strict=True):
         put(image, shape, color, spot)
     box: list[int] = list(box_of(spots[0]))
     scale = "percent of its width and height"
     if unit == "percent":
-        box = [round(100 * edge / size) for edge in box]
+        box = [round(100 * edge / pixels) for edge in box]
     else:
-        scale = f"pixels; it is {size} pixels wide and {size} high"
+        scale = f"pixels; it is {pixels} pixels wide and {pixels} high"
     named = " ".join(pairs[0])
     question = f"Where in the picture is the {named}? Give its box as [x1, y1, x2, y2] in whole {scale}."
     return image, {"question": question, "answer": json.dumps(box)}

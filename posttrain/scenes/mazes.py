@@ -23,16 +23,16 @@ Square = tuple[int, int]  # row, column
 
 
 def draw(
-    rng: random.Random, *, size: int = 64, kinds: Sequence[str] | str | None = None, squares: int = 7
+    rng: random.Random, *, pixels: int = 64, kinds: Sequence[str] | str | None = None, squares: int = 7
 ) -> tuple[Image.Image, dict[str, str]]:
     """squares x squares, walls black; from the green one to the red one. Lengths that a maze has are equally
     likely in it."""
     from PIL import ImageDraw
 
-    image, kind = canvas(size), kind_of(rng, kinds, KINDS)
-    side = size // whole("squares", squares, 3, 25)
+    image, kind = canvas(pixels), kind_of(rng, kinds, KINDS)
+    side = pixels // whole("squares", squares, 3, 25)
     if side < 4:
-        raise PosttrainError(f"{squares} squares do not fit into {size} pixels; choose a larger size")
+        raise PosttrainError(f"{squares} squares do not fit into {pixels} pixels; choose more pixels")
     there = rng.random() < 0.5
     while True:
         free = {

@@ -25,10 +25,10 @@ WORDS = (  # noqa: SIM905 - a list of words is read as such
 
 
 def draw(
-    rng: random.Random, *, size: int = 64, kinds: Sequence[str] | str | None = None, length: int = 3
+    rng: random.Random, *, pixels: int = 64, kinds: Sequence[str] | str | None = None, length: int = 3
 ) -> tuple[Image.Image, dict[str, str]]:
     """A text in a colour at a place of its own, as large as fits or smaller."""
-    image, kind = canvas(size), kind_of(rng, kinds, KINDS)
+    image, kind = canvas(pixels), kind_of(rng, kinds, KINDS)
     whole("length", length, 1, 8)
     if kind == "digits":
         text = str(rng.randrange(10 ** (length - 1) if length > 1 else 0, 10**length))
@@ -36,12 +36,12 @@ def draw(
         text = "".join(rng.choices(string.ascii_uppercase, k=length))
     else:
         text = rng.choice(WORDS)
-    fitting = [scale for scale in range(1, 9) if width_of(len(text), scale) <= size >= LETTER[1] * scale]
+    fitting = [scale for scale in range(1, 9) if width_of(len(text), scale) <= pixels >= LETTER[1] * scale]
     if not fitting:
-        raise PosttrainError(f"{len(text)} letters do not fit into {size} pixels; choose a larger size")
+        raise PosttrainError(f"{len(text)} letters do not fit into {pixels} pixels; choose more pixels")
     scale = rng.choice(fitting[-3:])
-    x = rng.randint(0, size - width_of(len(text), scale))
-    y = rng.randint(0, size - LETTER[1] * scale)
+    x = rng.randint(0, pixels - width_of(len(text), scale))
+    y = rng.randint(0, pixels - LETTER[1] * scale)
     write(image, (x, y), text, pick(rng, 1)[0], scale)
     noun = {"digits": "number", "letters": "letters", "word": "word"}[kind]
     verb = "are" if kind == "letters" else "is"

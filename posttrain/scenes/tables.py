@@ -21,7 +21,7 @@ KINDS = ("cell", "sum")
 def draw(
     rng: random.Random,
     *,
-    size: int = 64,
+    pixels: int = 64,
     kinds: Sequence[str] | str | None = None,
     rows: int = 3,
     columns: int = 3,
@@ -30,14 +30,14 @@ def draw(
     """`rows` x `columns` numbers of up to `digits` digits; columns have letters, rows numbers."""
     from PIL import ImageDraw
 
-    image, kind = canvas(size), kind_of(rng, kinds, KINDS)
+    image, kind = canvas(pixels), kind_of(rng, kinds, KINDS)
     top = 10 ** whole("digits", digits, 1, 3) - 1
     whole("rows", rows, 1, 9)
     whole("columns", columns, 1, 9)
-    wide, high = size // (columns + 1), size // (rows + 1)
+    wide, high = pixels // (columns + 1), pixels // (rows + 1)
     if wide < width_of(digits) + 2 or high < LETTER[1] + 1:
         raise PosttrainError(
-            f"{rows} rows of {columns} numbers do not fit into {size} x {size} pixels; choose a larger size"
+            f"{rows} rows of {columns} numbers do not fit into {pixels} x {pixels} pixels; choose more pixels"
         )
     numbers = [[rng.randint(0, top) for _ in range(columns)] for _ in range(rows)]
     pen = ImageDraw.Draw(image)

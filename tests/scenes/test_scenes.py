@@ -98,7 +98,7 @@ def test_the_tasks_are_what_the_folder_holds() -> None:
 
 
 @pytest.mark.parametrize(
-    "args", [{}, {"size": 96, "most": 9, "distractors": 12}, {"size": 128, "most": 20, "distractors": 20}]
+    "args", [{}, {"pixels": 96, "most": 9, "distractors": 12}, {"pixels": 128, "most": 20, "distractors": 20}]
 )
 def test_count(args: dict[str, Any]) -> None:
     for image, row in rows("count", **args):
@@ -106,7 +106,9 @@ def test_count(args: dict[str, Any]) -> None:
         assert row["answer"] == str([kind for kind, _ in shapes(image, color)].count(shape))
 
 
-@pytest.mark.parametrize("args", [{}, {"size": 32, "gap": 1, "most": 3}, {"size": 100, "most": 10, "gap": 8}])
+@pytest.mark.parametrize(
+    "args", [{}, {"pixels": 32, "gap": 1, "most": 3}, {"pixels": 100, "most": 10, "gap": 8}]
+)
 def test_compare(args: dict[str, Any]) -> None:
     kinds = set()
     for image, row in rows("compare", **args):
@@ -126,13 +128,13 @@ def test_compare(args: dict[str, Any]) -> None:
     assert kinds == {"number", "size", "place"}
 
 
-@pytest.mark.parametrize("args", [{}, {"size": 32, "distractors": 8}, {"size": 200, "unit": "percent"}])
+@pytest.mark.parametrize("args", [{}, {"pixels": 32, "distractors": 8}, {"pixels": 200, "unit": "percent"}])
 def test_locate(args: dict[str, Any]) -> None:
     for image, row in rows("locate", **args):
         color, shape = words(row, r"Where in the picture is the (\w+) (\w+)\?.*")
         [box] = [box for kind, box in shapes(image, color) if kind == shape]
         answer = json.loads(row["answer"])
-        size = args.get("size", 64)
+        size = args.get("pixels", 64)
         if args.get("unit") == "percent":
             assert np.abs(np.array(answer) * size / 100 - box).max() <= size / 200
             assert "percent" in row["question"]
@@ -141,7 +143,7 @@ def test_locate(args: dict[str, Any]) -> None:
             assert f"{size} pixels wide" in row["question"]
 
 
-@pytest.mark.parametrize("args", [{}, {"size": 200, "length": 8}, {"length": 1}])
+@pytest.mark.parametrize("args", [{}, {"pixels": 200, "length": 8}, {"length": 1}])
 def test_read(args: dict[str, Any]) -> None:
     digits = glyphs("0123456789")
     letters = glyphs("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
@@ -168,7 +170,7 @@ def test_arithmetic_is_what_a_classifier_of_other_digits_reads(digits: int, size
     ]
     reader = KNeighborsClassifier(3).fit([image.ravel() for image, _ in drawn], [digit for _, digit in drawn])
     side, right = size // (digits + 1), 0
-    for image, row in rows("arithmetic", size=size, digits=digits, part="test"):
+    for image, row in rows("arithmetic", pixels=size, digits=digits, part="test"):
         numbers = []
         for top in (size // 2 - side, size - side):
             number = 0
@@ -192,7 +194,7 @@ def test_the_parts_of_the_handwriting_have_nothing_in_common() -> None:
     assert [len(part) for part in parts] == [1437, 360]
 
 
-@pytest.mark.parametrize("args", [{}, {"size": 128, "bars": 6, "most": 20}, {"bars": 2, "most": 3}])
+@pytest.mark.parametrize("args", [{}, {"pixels": 128, "bars": 6, "most": 20}, {"bars": 2, "most": 3}])
 def test_charts(args: dict[str, Any]) -> None:
     for image, row in rows("charts", **args):
         lines = np.nonzero(of_color(image[:, -1:], LINES)[:, 0])[0]
@@ -214,7 +216,7 @@ def test_charts(args: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "args", [{}, {"size": 128, "rows": 6, "columns": 4, "digits": 2}, {"rows": 1, "columns": 1}]
+    "args", [{}, {"pixels": 128, "rows": 6, "columns": 4, "digits": 2}, {"rows": 1, "columns": 1}]
 )
 def test_tables(args: dict[str, Any]) -> None:
     known = glyphs("0123456789")
@@ -239,7 +241,7 @@ def test_tables(args: dict[str, Any]) -> None:
             assert row["answer"] == str(sum(line["ABCDEFGHI".index(column)] for line in numbers))
 
 
-@pytest.mark.parametrize("args", [{}, {"squares": 3}, {"squares": 15, "size": 128}])
+@pytest.mark.parametrize("args", [{}, {"squares": 3}, {"squares": 15, "pixels": 128}])
 def test_mazes(args: dict[str, Any]) -> None:
     squares = args.get("squares", 7)
     for image, row in rows("mazes", **args):
@@ -313,23 +315,23 @@ def test_gold_answers_get_full_marks() -> None:
             {"distractor": 3},
             "scenes:count has no argument 'distractor'; did you mean 'distractors'?",
         ),
-        ("count", {"rng": 3}, "has no argument 'rng'; it takes size, most, distractors"),
-        ("count", {"size": 10}, "scenes:count: size is 10: choose a whole number from 32 to 1024"),
-        ("count", {"size": "64"}, "size is '64'"),
-        ("count", {"size": 64.0}, "size is 64.0"),
+        ("count", {"rng": 3}, "has no argument 'rng'; it takes pixels, most, distractors"),
+        ("count", {"pixels": 10}, "scenes:count: pixels is 10: choose a whole number from 32 to 1024"),
+        ("count", {"pixels": "64"}, "pixels is '64'"),
+        ("count", {"pixels": 64.0}, "pixels is 64.0"),
         ("count", {"most": True}, "most is True"),
         ("count", {"most": 0}, "most is 0: choose a whole number from 1"),
-        ("count", {"size": 32, "most": 20, "distractors": 20}, "40 shapes do not fit into 32 x 32"),
+        ("count", {"pixels": 32, "most": 20, "distractors": 20}, "40 shapes do not fit into 32 x 32"),
         ("compare", {"kinds": ["sizes"]}, "kinds is 'sizes'; did you mean 'size'?"),
         ("compare", {"kinds": []}, "kinds is []: choose a list of number, size, place"),
         ("compare", {"kinds": 3}, "kinds is 3"),
         ("compare", {"gap": 12}, "gap is 12: choose a whole number from 1 to 8"),
-        ("compare", {"size": 32, "most": 10}, "20 shapes do not fit"),
+        ("compare", {"pixels": 32, "most": 10}, "20 shapes do not fit"),
         ("locate", {"unit": "pixel"}, "unit is 'pixel'; did you mean 'pixels'?"),
         ("locate", {"unit": 1}, "choose pixels or percent"),
         ("locate", {"distractors": 9}, "from 0 to 8"),
         ("read", {"length": 9}, "from 1 to 8"),
-        ("read", {"kinds": "word", "size": 32}, "5 letters do not fit into 32 pixels"),
+        ("read", {"kinds": "word", "pixels": 32}, "5 letters do not fit into 32 pixels"),
         ("arithmetic", {"part": "tset"}, "part is 'tset'; did you mean 'test'?"),
         ("arithmetic", {"digits": 4}, "from 1 to 3"),
         ("charts", {"bars": 7}, "from 2 to 6"),
@@ -348,8 +350,8 @@ def test_refusals(name: str, args: dict[str, Any], said: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_extremes_that_are_allowed(name: str) -> None:
-    for args in ({"size": 128}, {"size": 1024}):
-        assert pixels(scenes.make(name, 0, 1, args)).shape[0] == args["size"]
+    for args in ({"pixels": 128}, {"pixels": 1024}):
+        assert pixels(scenes.make(name, 0, 1, args)).shape[0] == args["pixels"]
     scenes.make(name, 10**12, 2**70)
 
 
@@ -385,7 +387,7 @@ def test_captions_name_what_is_there() -> None:
 
 
 def test_captions_with_boxes_say_where() -> None:
-    for image, row in rows("describe", 60, size=100, boxes=True):
+    for image, row in rows("describe", 60, pixels=100, boxes=True):
         seen = {(c, kind, box) for c in COLORS for kind, box in shapes(image, c)}
         told = []
         for part in row["answer"].split("; "):
