@@ -122,10 +122,12 @@ def started(branch: Branch, rows: Sequence[StageRow]) -> Verdicts:
 def _table(rows: Sequence[StageRow]) -> str:
     heads = ("stage", "kind", "state", "held-out [95%]", "added, points [95%]", "minutes", "what it did")
     heads, *cells = grid(rows, heads)
+    blank = " Blank: accuracy with grey pictures." if any(row.blank for row in rows) else ""
     return (
         '<section><h2>What each stage did</h2><p class="about">Accuracy: strict, greedy. Added: the '
         "difference to the model that the stage began with, on the problems that both answered; its interval "
-        f'is Tango\'s for paired proportions.</p><div class="words">{table(heads, cells)}</div></section>'
+        f"is Tango's for paired proportions.{blank}</p>"
+        f'<div class="words">{table(heads, cells)}</div></section>'
     )
 
 

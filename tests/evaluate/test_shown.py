@@ -222,4 +222,5 @@ def test_stages_show_pictures_and_blank_answers(fake_stages: Callable[..., Path]
     page = write_stages_report(folder).read_text()
     images = re.findall(r"data:image/\w+;base64,[\w+/=]+", page)
     assert len(images) == len(set(images)) > 0
+    assert "Blank: accuracy with grey pictures." in page
     assert "With grey pictures" in page and "without seeing &lt;b&gt;" in page

@@ -291,6 +291,10 @@ def test_eval_without_the_flag_is_as_before(tmp_path: Path) -> None:
         "task.yaml",
         "verdicts.jsonl",
     ]
-    words = 'name: words\ndata: {source: "reasoning_gym:chain_sum", size: 3}\nverifier: {use: accuracy}\n'
+    words = """\
+name: words
+data: {source: "reasoning_gym:chain_sum", size: 3, seed: 1}
+verifier: {use: accuracy}
+"""
     with pytest.raises(measure.PosttrainError, match="shows no pictures"):
         measure.evaluate(asked(tmp_path, guesses, text=words), tmp_path / "other")
