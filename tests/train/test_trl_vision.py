@@ -164,7 +164,7 @@ def ours(made, variant, budget, seed=1, rates=None) -> tuple[torch.Tensor, Any]:
 
 
 def gradient(model, part) -> torch.Tensor:
-    return torch.cat([p.grad.flatten() for p in parts(model)[part] if p.requires_grad])
+    return torch.cat([p.grad.flatten() for p in parts(model)[part] if p.grad is not None])
 
 
 def assert_same(their_model, model, *which):
