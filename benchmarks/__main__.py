@@ -186,8 +186,8 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := [name for name in options.parts if name not in PARTS]:
         parser.error(f"no part {unknown[0]!r}: there are {', '.join(PARTS)}")
-    if min(options.repeats, options.tokens) < 1 or options.steps < race.EVERY:
-        parser.error(f"repeats and tokens are 1 or more, steps {race.EVERY} or more")
+    if min(options.repeats, options.tokens, options.picture) < 1 or options.steps < race.EVERY:
+        parser.error(f"repeats, tokens and picture are 1 or more, steps {race.EVERY} or more")
     if "vllm" in options.parts and not importlib.util.find_spec("vllm"):
         parser.error("vLLM is not installed here: make .venv/vllm.stamp")
     parts = options.parts or [name for name in PARTS if name != "vllm" or importlib.util.find_spec("vllm")]

@@ -44,7 +44,7 @@ class Held:
         self.model, self.tokenizer = models.load(job.folder)
         compute = models.compute_type(settings.model.compute)
         self.engine = engine_for(Policy(self.model.eval()), self.tokenizer, compute)
-        self.answerer = NativeAnswerer(self.engine, self.tokenizer)
+        self.answerer = NativeAnswerer(self.engine, models.encoder(self.model, self.tokenizer))
         specs = judge_specs(settings.evaluate.form, RewardSpec(first.use, first.weight, first.args))
         self.judge = Rewards(specs, settings.reward_deadline)
 
