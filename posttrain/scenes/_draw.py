@@ -57,6 +57,22 @@ def kind_of(rng: random.Random, kinds: Any, known: Sequence[str]) -> str:
     return rng.choice([among("kinds", kind, known) for kind in chosen])
 
 
+def sorts(colors: int, shapes: int, least: int = 1) -> list[tuple[str, str]]:
+    """Every pair of the first few colours and the first few kinds of shape: the fewer, the easier.
+
+    Raises:
+        PosttrainError: fewer than `least`.
+    """
+    some = list(COLORS)[: whole("colors", colors, 1, len(COLORS))]
+    pairs = [(c, s) for c in some for s in SHAPES[: whole("shapes", shapes, 1, len(SHAPES))]]
+    if len(pairs) < least:
+        raise PosttrainError(
+            f"colors {colors} and shapes {shapes} make {len(pairs)} sorts of things; choose more of them, or "
+            "fewer distractors"
+        )
+    return pairs
+
+
 def canvas(pixels: Any) -> Image.Image:
     """White, pixels x pixels. PosttrainError outside of 32 to 1024."""
     from PIL import Image

@@ -11,22 +11,28 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from posttrain.errors import PosttrainError
-from posttrain.scenes._draw import COLORS, SHAPES, box_of, canvas, check_room, put, scatter, whole
+from posttrain.scenes._draw import box_of, canvas, check_room, put, scatter, sorts, whole
 
 if TYPE_CHECKING:
     from PIL import Image
 
 
 def draw(
-    rng: random.Random, *, pixels: int = 64, most: int = 5, boxes: bool = False
+    rng: random.Random,
+    *,
+    pixels: int = 64,
+    most: int = 5,
+    boxes: bool = False,
+    colors: int = 6,
+    shapes: int = 3,
 ) -> tuple[Image.Image, dict[str, str]]:
     """One to `most` shapes, half of the time of at most three sorts, so that there are several of one."""
     if not isinstance(boxes, bool):
         raise PosttrainError(f"boxes is {boxes!r}: choose true or false")
     image = canvas(pixels)
     check_room(pixels, whole("most", most, 1, 20))
-    sorts = [(c, s) for c in COLORS for s in SHAPES]
-    some = rng.sample(sorts, 3) if rng.random() < 0.5 else sorts
+    known = sorts(colors, shapes)
+    some = rng.sample(known, min(3, len(known))) if rng.random() < 0.5 else known
     shown = [rng.choice(some) for _ in range(rng.randint(1, most))]
     spots = scatter(rng, pixels, len(shown), max(3, pixels // 16), pixels // 8)
     for (color, shape), spot in zip(shown, spots, strict=True):
@@ -37,6 +43,6 @@ def draw(
             for (c, s), spot in sorted(zip(shown, spots, strict=True), key=lambda one: one[1][:2])
         ]
         return image, {"question": "What is where in the picture?", "answer": "; ".join(told)}
-    counted = sorted(Counter(shown).items(), key=lambda one: sorts.index(one[0]))
+    counted = sorted(Counter(shown).items(), key=lambda one: known.index(one[0]))
     told = [f"{number} {c} {s}{'s' if number > 1 else ''}" for (c, s), number in counted]
     return image, {"question": "What is in the picture?", "answer": ", ".join(told)}

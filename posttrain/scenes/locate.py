@@ -9,19 +9,26 @@ import json
 import random
 from typing import TYPE_CHECKING
 
-from posttrain.scenes._draw import COLORS, SHAPES, among, box_of, canvas, put, scatter, whole
+from posttrain.scenes._draw import among, box_of, canvas, put, scatter, sorts, whole
 
 if TYPE_CHECKING:
     from PIL import Image
 
 
 def draw(
-    rng: random.Random, *, pixels: int = 64, distractors: int = 3, unit: str = "pixels"
+    rng: random.Random,
+    *,
+    pixels: int = 64,
+    distractors: int = 3,
+    unit: str = "pixels",
+    colors: int = 6,
+    shapes: int = 3,
 ) -> tuple[Image.Image, dict[str, str]]:
     """One shape that is asked for among `distractors` others; unit: "pixels", or "percent" of the picture."""
     image = canvas(pixels)
     among("unit", unit, ("pixels", "percent"))
-    pairs = rng.sample([(c, s) for c in COLORS for s in SHAPES], 1 + whole("distractors", distractors, 0, 8))
+    number = 1 + whole("distractors", distractors, 0, 8)
+    pairs = rng.sample(sorts(colors, shapes, number), number)
     spots = scatter(rng, pixels, len(pairs), max(3, pixels // 16), pixels // 6)
     for (color, shape), spot in zip(pairs, spots, strict=True):
         put(image, shape, color, spot)

@@ -315,7 +315,7 @@ def test_gold_answers_get_full_marks() -> None:
             {"distractor": 3},
             "scenes:count has no argument 'distractor'; did you mean 'distractors'?",
         ),
-        ("count", {"rng": 3}, "has no argument 'rng'; it takes pixels, most, distractors"),
+        ("count", {"rng": 3}, "has no argument 'rng'; it takes pixels, most, distractors, colors, shapes"),
         ("count", {"pixels": 10}, "scenes:count: pixels is 10: choose a whole number from 32 to 1024"),
         ("count", {"pixels": "64"}, "pixels is '64'"),
         ("count", {"pixels": 64.0}, "pixels is 64.0"),
@@ -394,3 +394,19 @@ def test_captions_with_boxes_say_where() -> None:
             color, kind, box = part.split(" ", 2)
             told.append((color, kind, tuple(json.loads(box))))
         assert set(told) == seen and len(told) == len(seen)
+
+
+@pytest.mark.parametrize("name", ["count", "describe", "locate"])
+def test_fewer_colors_and_shapes_are_easier(name: str) -> None:
+    distractors = {} if name == "describe" else {"distractors": 1}
+    for image, row in rows(name, 40, colors=2, shapes=1, **distractors):
+        assert {kind for c in COLORS for kind, _ in shapes(image, c)} == {"circle"}
+        assert not any(of_color(image, c).any() for c in list(COLORS)[2:])
+        assert not re.search("square|triangle|blue|yellow", row["question"] + row["answer"])
+
+
+def test_too_few_sorts_are_told() -> None:
+    with pytest.raises(PosttrainError, match="make 2 sorts of things; choose more"):
+        scenes.make("locate", 0, 1, {"colors": 2, "shapes": 1, "distractors": 2})
+    with pytest.raises(PosttrainError, match="make 1 sorts"):
+        scenes.make("count", 0, 1, {"colors": 1, "shapes": 1})
