@@ -26,7 +26,7 @@ from transformers import (
 from posttrain import places
 from posttrain.files import written_aside
 from posttrain.multimodal import body, sees
-from posttrain.recipe import Vision
+from posttrain.recipe import Model, Vision
 from posttrain.types import Message, PosttrainError, Prompt
 
 if TYPE_CHECKING:
@@ -75,6 +75,11 @@ def load(
             raise PosttrainError(f"model.vision: {name!r} sees already; leave it out, or name another")
         model = _with_vision(model, tokenizer, vision)
     return model, tokenizer
+
+
+def of_recipe(model: Model) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The model that a recipe asks for, with its tokenizer; raises as `load`."""
+    return load(model.name, tokens=model.tokens, layers=model.layers, vision=model.vision)
 
 
 def _kind(where: str) -> Any:

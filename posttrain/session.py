@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
 from posttrain import models, settings
 from posttrain.evaluate.display import Display
@@ -213,15 +213,10 @@ class HeldOut:
         self.told |= set(alarms)
 
 
-def load(model: Model) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """The model that a recipe asks for, with its tokenizer."""
-    return models.load(model.name, tokens=model.tokens, layers=model.layers, vision=model.vision)
-
-
 def answering(session: Session, model: Model) -> tuple[Engine, Encode, PreTrainedModel | None]:
     """A model that only answers: its engine, how it reads prompts, and itself where it sees."""
     session.watch("loading the model")
-    loaded, tokenizer = load(model)
+    loaded, tokenizer = models.of_recipe(model)
     policy = Policy(loaded.eval().to(session.accelerator.device))
     engine = engine_for(policy, tokenizer, session.dtype)
     return engine, models.encoder(loaded, tokenizer), loaded if sees(loaded) else None

@@ -107,7 +107,7 @@ def native(model: Model, *, rows: int = 64, steady: bool = True) -> NativeAnswer
     Raises:
         PosttrainError: no such model.
     """
-    loaded, tokenizer = models.load(model.name, tokens=model.tokens, layers=model.layers, vision=model.vision)
+    loaded, tokenizer = models.of_recipe(model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     policy = Policy(loaded.eval())
     policy.to(device)

@@ -8,7 +8,7 @@ import torch
 
 from posttrain import models, places
 from posttrain.kinds import Export
-from posttrain.session import Session, load
+from posttrain.session import Session
 from posttrain.stop import Stop
 
 OUTPUTS = ("model", "result.json")
@@ -19,7 +19,7 @@ def run(stage: Export, past: dict[str, Any] | None, stop: Stop) -> None:
     places.resolve(stage.model.name)
     with Session(stage, stage.model, {}, stop) as session:
         if session.main:
-            model, tokenizer = load(stage.model)
+            model, tokenizer = models.of_recipe(stage.model)
             models.save(model.to(getattr(torch, stage.dtype)), tokenizer, session.folder / "model")
             session.result["dtype"] = stage.dtype
         session.write_result()

@@ -20,7 +20,7 @@ from posttrain.past import lengths, rewind, with_inputs
 from posttrain.profile import Profile, one_step
 from posttrain.recipe import Recipe
 from posttrain.rewards import Rewards
-from posttrain.session import HeldOut, Session, check_trackers, load
+from posttrain.session import HeldOut, Session, check_trackers
 from posttrain.stop import Stop, Stopped
 from posttrain.train import checkpoint
 from posttrain.train.grpo import GRPO, State
@@ -65,7 +65,7 @@ class _Run:
         recipe, session, accelerator = self.recipe, self.session, self.session.accelerator
         session.watch("loading the model")
         saved = checkpoint.newest(self.folder / "checkpoints")
-        model, self.tokenizer = models.load(str(saved)) if saved else load(recipe.model)
+        model, self.tokenizer = models.load(str(saved)) if saved else models.of_recipe(recipe.model)
         state = checkpoint.state_of(saved) if saved else State(records=session.result.get("records", {}))
         if session.main:
             rewind(self.folder, state.records)
@@ -157,7 +157,7 @@ class _Run:
 
     def _reference(self) -> torch.nn.Module:
         """The untrained policy, frozen. Loaded anew, because a resumed run's checkpoint has moved on."""
-        fresh, _ = load(self.recipe.model)
+        fresh, _ = models.of_recipe(self.recipe.model)
         accelerator = self.session.accelerator
         frozen = Policy(fresh.to(accelerator.device).eval(), self.recipe.sampling.temperature)
         return accelerator.prepare_model(frozen.requires_grad_(False), evaluation_mode=True)

@@ -16,7 +16,7 @@ from posttrain.harness.native import NativeAnswerer, engine_for
 from posttrain.kinds import Sft
 from posttrain.multimodal import body
 from posttrain.past import forget_updates, lengths, rewind, with_inputs
-from posttrain.session import HeldOut, Session, answerer_of, check_trackers, load
+from posttrain.session import HeldOut, Session, answerer_of, check_trackers
 from posttrain.stop import Stop, Stopped
 from posttrain.train.logprobs import Policy
 from posttrain.train.sft import found, newest, sft
@@ -60,7 +60,7 @@ def _go(stage: Sft, session: Session, rows: list[Example], heldout: HeldOut) -> 
     saved = newest(checkpoints)
     if session.main:
         forget_updates(folder, result["records"], _step(saved) if saved else 0)
-    model, tokenizer = load(stage.model)
+    model, tokenizer = models.of_recipe(stage.model)
     if session.accelerator.device.type == "cpu":  # torch's fused attention took 2.5 times as long there
         body(model).set_attn_implementation("eager")
     _show(stage, rows, tokenizer, models.processor(model, tokenizer), session)

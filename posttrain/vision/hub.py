@@ -124,8 +124,7 @@ def of_images(kind: Any) -> Any:
         return [name for name in kind.get_attributes() if name != "video_processor"]
 
     module: Any = sys.modules[kind.__module__]
-    if (
-        getattr(module, "num2words", True) is None
-    ):  # SmolVLM's refuses to be without it, for lengths of videos
+    # SmolVLM's refuses to be without it, for the lengths of videos.
+    if getattr(module, "num2words", True) is None:
         module.num2words = str
     return type(kind.__name__, (kind,), {"get_attributes": classmethod(get_attributes)})

@@ -12,7 +12,7 @@ from typing import cast, get_args
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from posttrain.train.advantages import advantages, default_kind
 from posttrain.train.logprobs import Policy
@@ -52,25 +52,11 @@ FLAT = [tokens for group in COMPLETIONS for tokens in group]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, little_llama):
     """A tiny float32 Llama on disk: the reference of both sides, and what the policy starts from."""
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-        initializer_range=0.3,  # far from uniform, so that log-probabilities differ between tokens
-        pad_token_id=PAD,
-        bos_token_id=2,
-        eos_token_id=END,
-    )
     path = tmp_path_factory.mktemp("tiny")
-    LlamaForCausalLM(config).save_pretrained(path)
+    LlamaForCausalLM(little_llama).save_pretrained(path)
     return path
 
 

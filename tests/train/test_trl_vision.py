@@ -12,7 +12,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from posttrain.multimodal import BANNED, image_token, parts
 from posttrain.train.advantages import advantages, default_kind
@@ -44,29 +44,15 @@ FLAT = [tokens for group in COMPLETIONS for tokens in group]
 
 
 @pytest.fixture(scope="module")
-def made():
+def made(little_llama):
     """A tiny Llama behind a tiny ViT, and its tokenizer."""
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-        initializer_range=0.3,  # far from uniform, so that log-probabilities differ between tokens
-        pad_token_id=PAD,
-        bos_token_id=2,
-        eos_token_id=END,
-    )
     words = {"<pad>": PAD, "<end>": END} | {f"w{i}": i for i in range(2, VOCABULARY)}
     raw = Tokenizer(models.WordLevel(words, unk_token="w2"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="<end>")
     settings = {"image_size": SIDE, "patch": SIDE // 2, "width": 16, "depth": 2, "heads": 2}
-    model = assemble(LlamaForCausalLM(config), tokenizer, "vit", settings)
+    model = assemble(LlamaForCausalLM(little_llama), tokenizer, "vit", settings)
     with torch.no_grad():  # far enough from nothing that what a picture shows weighs in
         for p in parts(model)["connector"]:
             p.normal_(std=0.3)
