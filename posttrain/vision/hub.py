@@ -23,6 +23,7 @@ from posttrain.multimodal import Seen
 from posttrain.picture import Picture
 from posttrain.types import PosttrainError
 from posttrain.vision.processor import Reader, Shown
+from posttrain.vision.towers import Pixel
 
 PROCESSOR, IMAGES, TEMPLATE = "processor_config.json", "preprocessor_config.json", "chat_template.json"
 FILES = (PROCESSOR, IMAGES, "video_preprocessor_config.json", TEMPLATE)
@@ -72,6 +73,7 @@ class HubReader(Reader):
         self._wrong = ""
         try:
             self._processor = _processor(config, tokenizer, found)
+            self.mean = _mean(self._processor.image_processor)
         except (ImportError, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
             said = " ".join(str(error).split())[:300]
             self._wrong = (
@@ -115,6 +117,11 @@ def _processor(config: Any, tokenizer: PreTrainedTokenizerFast, found: Mapping[s
     given = told | {"image_processor": images, "tokenizer": tokenizer, "video_processor": None}
     takes = inspect.signature(kind.__init__).parameters
     return of_images(kind)(**{name: value for name, value in given.items() if name in takes})
+
+
+def _mean(images: Any) -> Pixel | None:
+    mean = getattr(images, "image_mean", None)
+    return tuple(mean) if isinstance(mean, list | tuple) and len(mean) == 3 else None
 
 
 def of_images(kind: Any) -> Any:

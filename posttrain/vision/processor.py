@@ -22,6 +22,8 @@ from posttrain.types import Encoded, ImagePart, Message, PosttrainError, Prompt,
 if TYPE_CHECKING:
     from PIL import Image
 
+    from posttrain.vision.towers import Pixel
+
 KEPT = 2**28  # bytes of pictures' pixels that are kept: samples of one prompt follow each other
 
 Shown = tuple[list[int], Seen]  # the tokens that a picture becomes, and what a tower takes of it
@@ -34,6 +36,9 @@ class Reader:
         token: the id of an image, which the tokenizer knows.
         kept: pictures whose pixels are kept.
     """
+
+    mean: Pixel | None = None
+    """The colour that the tower takes for nothing, where that is known."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, token: int, kept: int):
         self.tokenizer, self.token = tokenizer, token
@@ -137,6 +142,7 @@ class Processor(Reader):
         with torch.device("meta"):
             self.tower = towers.build(tower.kind, tower.settings)
             self.connector = connector_for(self.tower, config.connector, 1, config.tokens_per_image)
+        self.mean = self.tower.mean
         self.resize = config.resize
         self.most_pixels = config.most_pixels or self.tower.image_size**2
         super().__init__(tokenizer, config.image_token_id, max(1, KEPT // (12 * self.most_pixels)))

@@ -86,6 +86,13 @@ def _apart(folder: Path, template: bool = True) -> None:
 
 
 @pytest.mark.parametrize("name", ["llava", "idefics3", "qwen2_vl"])
+def test_what_the_tower_takes_for_nothing_is_known(family: Any, name: str, tmp_path: Path) -> None:
+    family(name).save(tmp_path)
+    encode: Any = models.encoder(*models.load(str(tmp_path)))
+    assert encode.mean == tuple(encode._processor.image_processor.image_mean)
+
+
+@pytest.mark.parametrize("name", ["llava", "idefics3", "qwen2_vl"])
 def test_files_of_older_releases_are_read(family: Any, name: str, tmp_path: Path, png: Path) -> None:
     folder, prompt = tmp_path / "old", asking(Picture(None, str(png)))
     family(name).save(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from posttrain import models
+from posttrain.harness.blind import blank, grey_of
 from posttrain.multimodal import features, image_token
 from posttrain.picture import Picture
 from posttrain.recipe import Vision
@@ -162,3 +164,11 @@ def test_a_tower_of_one_size_is_refused(home: Path, monkeypatch: pytest.MonkeyPa
         PosttrainError, match=r"'navit' does not take one of 32 x 40 pixels \(squares alone\)"
     ):
         opened()
+
+
+def test_a_blank_picture_has_the_towers_mean() -> None:
+    model, tokenizer = opened(settings=SMALL | {"mean": [1.0, 0.5, 0.0]})
+    answerer: Any = SimpleNamespace(encode=models.encoder(model, tokenizer))
+    assert grey_of(answerer) == (255, 128, 0)
+    nothing = answerer.encode.pixels(blank(picture(8, 8), grey_of(answerer)).open())
+    assert nothing.abs().max() < 0.01

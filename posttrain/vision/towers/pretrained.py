@@ -36,13 +36,7 @@ MOST_REGISTERS = 16  # tokens before the patches', the class token among them
 class PretrainedTower(Tower):
     """A model of transformers, in `.model`; what a token of it stands for is measured, not listed."""
 
-    def __init__(
-        self,
-        config: PreTrainedConfig,
-        image_size: int | None = None,
-        mean: Pixel | None = None,
-        std: Pixel | None = None,
-    ):
+    def __init__(self, config: PreTrainedConfig, image_size: int | None = None):
         super().__init__()
         self.width, self.stride, self.prefix = _measured(config)
         self.hold(_made(config))
@@ -50,7 +44,7 @@ class PretrainedTower(Tower):
         self.image_size = image_size or self.native
         if _shrinks(config):
             self.image_size = math.ceil(self.image_size / self.stride) * self.stride
-        self.mean, self.std = mean or usual(config)[0], std or usual(config)[1]
+        self.mean, self.std = usual(config)
 
     def hold(self, model: Any) -> None:
         """Put a model of the same configuration in, for instance one with trained weights."""
@@ -93,19 +87,13 @@ class PretrainedTower(Tower):
         return f"a {self.model.config.model_type} tower"
 
 
-def build(
-    *,
-    config: dict[str, Any],
-    image_size: int | None = None,
-    mean: Pixel | None = None,
-    std: Pixel | None = None,
-) -> Tower:
+def build(*, config: dict[str, Any], image_size: int | None = None) -> Tower:
     """A vision model of transformers, with fresh weights.
 
     Args:
         config: its configuration as transformers writes it, `model_type` included.
-        image_size, mean, std: of the images; where not given, what the model's family was trained on. A size
-            is rounded up to whole tokens in a network that shrinks its maps.
+        image_size: where not given, what the model's family was trained on. It is rounded up to whole tokens
+            in a network that shrinks its maps. So are the usual mean and std of the images.
 
     Raises:
         PosttrainError: no configuration of a model that takes pixels and nothing else.
@@ -118,7 +106,7 @@ def build(
         inner = AutoConfig.for_model(kind, **{k: v for k, v in config.items() if k != "model_type"})
     except Exception as error:  # each family checks its own values in its own way
         raise PosttrainError(f"tower pretrained: config: {' '.join(str(error).split())[:200]}") from None
-    return PretrainedTower(inner, image_size, mean, std)
+    return PretrainedTower(inner, image_size)
 
 
 def image_model(config: PreTrainedConfig) -> type[PreTrainedModel]:

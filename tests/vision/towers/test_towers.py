@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from posttrain.types import PosttrainError
 from posttrain.vision import towers
+from posttrain.vision.towers.model import TowerConfig, TowerModel, open_tower
 
 # Settings that make a kind small; one that is not named here is tried with its defaults.
 SMALL: dict[str, dict[str, Any]] = {
@@ -69,6 +71,17 @@ def test_every_pixel_normalization_is_told(tower: towers.Tower) -> None:
     assert all(0 <= value <= 1 for value in tower.mean) and all(0 < value <= 1 for value in tower.std)
 
 
+@pytest.mark.parametrize("kind", towers.names())
+def test_any_kind_takes_the_pixels_mean_and_std(kind: str, tmp_path: Path) -> None:
+    told = {"mean": [0.9, 0.8, 0.7], "std": [0.3, 0.2, 0.1]}
+    made = TowerModel(TowerConfig(kind=kind, settings=SMALL.get(kind, {}) | told))
+    made.save_pretrained(tmp_path)
+    for tower in (made.tower, open_tower(str(tmp_path)).tower):
+        assert (tower.mean, tower.std) == ((0.9, 0.8, 0.7), (0.3, 0.2, 0.1))
+    over = open_tower(str(tmp_path), {"mean": [0.5, 0.5, 0.5]}).tower
+    assert (over.mean, over.std) == ((0.5, 0.5, 0.5), (0.3, 0.2, 0.1))
+
+
 def test_every_kind_learns(tower: towers.Tower) -> None:
     tower.train()
     size = tower.image_size
@@ -104,6 +117,8 @@ def test_an_image_below_one_token_is_told(tower: towers.Tower) -> None:
         ),
         ("vit", {"patch": "large"}, "tower vit: patch should be a valid integer.*not 'large'"),
         ("vit", {"patch": 0}, "patch 0"),
+        ("trident", {"std": [0.5, 0, 0.5]}, "above 0"),
+        ("trident", {"mean": [0.5, 0.5]}, "mean"),
         ("vit", {"width": 65}, "heads has to divide width"),
         ("vit", {"image_size": 8}, "an image to hold a patch"),
         ("swin", {"depths": [2, 2]}, "one number, 1 or more, for each stage"),
