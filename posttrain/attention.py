@@ -141,12 +141,18 @@ class KVCache:
     def length(self) -> int:
         return self.keys[0].shape[2]
 
-    def grow(self, columns: int) -> None:
-        """Add columns of zeros, layer by layer. A batched product over part of the columns would copy that
-        part every time (oneDNN wants them dense); this copies once for many."""
-        for tensors in (self.keys, self.values):
+    def rows(self, index: Tensor | None, columns: int) -> KVCache:
+        """Some rows, all for None, with so many columns of zeros more; what is here is given back layer by
+        layer. A batched product over part of the columns would copy that part every time (oneDNN wants them
+        dense); this copies once for many."""
+
+        def taken(tensors: list[Tensor]) -> list[Tensor]:
             for i, old in enumerate(tensors):
-                tensors[i] = F.pad(old, (0, 0, 0, columns))
+                some = old if index is None else old.index_select(0, index)
+                tensors[i] = F.pad(some, (0, 0, 0, columns)) if columns else some
+            return tensors
+
+        return KVCache(taken(self.keys), taken(self.values))
 
 
 @dataclass(frozen=True)

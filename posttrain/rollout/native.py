@@ -109,7 +109,7 @@ class NativeEngine:
         B = S * n
         lengths = torch.tensor([len(p) for p in prompts], device=device)
         uniform = uniform.view(B, R).to(device)
-        hidden, cache = self._prefill(prompts, n)
+        hidden, cache, of = self._prefill(prompts, n)
         P = cache.length
         positions = lengths.repeat_interleave(n)
         hide = torch.finfo(hidden.dtype).min
@@ -144,14 +144,14 @@ class NativeEngine:
                     break
                 keep = self.keeps(alive)
                 if not keep.all():
-                    cache = KVCache([k[keep] for k in cache.keys], [v[keep] for v in cache.values])
+                    of = (torch.arange(len(keep), device=device) if of is None else of)[keep]
                     rows, token, bias, positions = rows[keep], token[keep], bias[keep], positions[keep]
             elif report is not None:
                 report(int(ended.sum()))
             if t + 1 < R:
-                if P + t == cache.length:
-                    more = min(GROW, R - 1 - t)
-                    cache.grow(more)
+                more = min(GROW, R - 1 - t) if P + t == cache.length else 0
+                if of is not None or more:
+                    cache, of = cache.rows(of, more), None
                     bias = F.pad(bias, (0, more), value=hide)
                 bias[:, P + t] = 0
                 layout = DecodeLayout(cache, bias, P + t)
@@ -161,8 +161,9 @@ class NativeEngine:
         if report is not None:
             report(B)
 
-    def _prefill(self, prompts: Sequence[list[int]], n: int) -> tuple[Tensor, KVCache]:
-        """Run every prompt once, packed; return the last hidden state [B, H] and the cache for its n rows.
+    def _prefill(self, prompts: Sequence[list[int]], n: int) -> tuple[Tensor, KVCache, Tensor | None]:
+        """Run every prompt once, packed: the last hidden state of each of its n rows [B, H], a cache with a
+        row a prompt, and which of those each of the B begins with.
 
         Prompts that follow each other and are the same are one."""
         device = self.device
@@ -179,10 +180,8 @@ class NativeEngine:
         pictures = self.model.seen(prompts, [span.start for span in layout.spans])
         hidden = self.model.hidden(tokens, positions, layout, pictures)[0]
         last = torch.tensor(lengths, device=device).cumsum(0) - 1
-        for tensors in (layout.capture.keys, layout.capture.values):
-            for i, once in enumerate(tensors):
-                tensors[i] = once.repeat_interleave(repeat, 0)
-        return hidden[last].repeat_interleave(repeat, 0), layout.capture
+        of = torch.arange(S, device=device).repeat_interleave(repeat)
+        return hidden[last].index_select(0, of), layout.capture, of
 
     def _cache(self, rows: int, length: int) -> KVCache:
         shape = (rows, self.kv_heads, length, self.head_dim)

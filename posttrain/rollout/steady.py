@@ -91,7 +91,7 @@ class SteadyEngine(NativeEngine):
     def _size(self, rows: int) -> int:
         return min(size for size in self.sizes if size >= rows)
 
-    def _prefill(self, prompts: Sequence[list[int]], n: int) -> tuple[Tensor, KVCache]:
+    def _prefill(self, prompts: Sequence[list[int]], n: int) -> tuple[Tensor, KVCache, None]:
         """Every prompt alone, those that follow each other and are the same once."""
         assert n == 1
         cache = self._cache(len(prompts), _columns(prompts[0]))
@@ -102,12 +102,12 @@ class SteadyEngine(NativeEngine):
                 for tensor in (*cache.keys, *cache.values):
                     tensor[i] = tensor[i - 1]
                 continue
-            hidden, own = super()._prefill([prompt], 1)
+            hidden, own, _ = super()._prefill([prompt], 1)
             states.append(hidden[0])
             pairs = ((cache.keys, own.keys), (cache.values, own.values))
             for tensor, mine in (pair for whole, part in pairs for pair in zip(whole, part, strict=True)):
                 tensor[i, :, : len(prompt)] = mine[0]
-        return torch.stack(states), cache
+        return torch.stack(states), cache, None
 
     def _agreeing(self) -> list[int]:
         """Sizes, halved from the most on, that give a row the bits that the largest steady one gives it.
