@@ -1,6 +1,7 @@
 """Where a model's name leads: an alias, `tiny`, a local folder or a Hub id; some are made here once.
 
-An alias (`smollm2-135m`) is a Hub checkpoint that a package carries too; `tiny` is made from a fixed seed.
+An alias (`smollm2-135m`) is a Hub checkpoint that a package carries too; `tiny` and `small` are made from a
+fixed seed and know nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -38,6 +40,9 @@ ALIASES = {
         "SmolLM2-135M-Instruct.Q4_1.gguf",
     ),
 }
+# name -> width, inner width, layers
+MADE = {"tiny": (64, 128, 2), "small": (128, 512, 4)}
+SMALL_VOCABULARY = 512
 HUB_SECONDS = 5.0  # for the one question whether the Hub has a model
 MAKING_SECONDS = 600.0  # to wait for another process that is converting the model we want
 
@@ -59,8 +64,8 @@ def resolve(name: str) -> str:
     Raises:
         PosttrainError: it is no alias, no folder with a config.json, and not on the Hub or in its cache.
     """
-    if name == "tiny":
-        return _made_once(cache_folder() / "tiny-1", _make_tiny)
+    if name in MADE:
+        return _made_once(cache_folder() / f"{name}-1", lambda folder: _make(name, folder))
     if name in ALIASES:
         hub_id, package, file = ALIASES[name]
         converted = cache_folder() / name
@@ -73,7 +78,7 @@ def resolve(name: str) -> str:
                 f"model folder {name!r} holds no config.json; is it a Hugging Face checkpoint?"
             )
         return name
-    aliases = [*ALIASES, "tiny"]
+    aliases = [*ALIASES, *MADE]
     trouble = _hub_trouble(name)
     if trouble is None:
         return name
@@ -152,14 +157,21 @@ def _convert_gguf(alias: str, package: str, file: str, folder: Path) -> None:
     _save(model, tokenizer, folder)
 
 
-def _make_tiny(folder: Path) -> None:
-    """A two-layer Llama with a character tokenizer, made from a fixed seed: for tests, it knows nothing."""
+def _make(name: str, folder: Path) -> None:
+    """A Llama made from a fixed seed: to learn from nothing, and for tests. tiny reads characters; small has
+    the words of the made tasks (posttrain/scenes/) too, so that examples teach it more than spelling."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     specials = ["<unk>", "<|end|>", "<|user|>", "<|assistant|>"]
-    vocab = {token: i for i, token in enumerate([*specials, "\n", *map(chr, range(32, 127))])}
-    raw = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    letters = ["\n", *map(chr, range(32, 127))]
+    if name == "small":
+        raw = Tokenizer(models.BPE(unk_token="<unk>"))
+        raw.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?[A-Za-z]+|[\s\S]"), "isolated")
+        _learn_words(raw, specials, letters)
+    else:
+        vocab = {token: i for i, token in enumerate([*specials, *letters])}
+        raw = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+        raw.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     raw.decoder = decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=raw,
@@ -173,11 +185,12 @@ def _make_tiny(folder: Path) -> None:
             "{{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
         ),
     )
+    width, inner, layers = MADE[name]
     config = LlamaConfig(
-        vocab_size=len(vocab),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=1024,
@@ -190,6 +203,24 @@ def _make_tiny(folder: Path) -> None:
         torch.manual_seed(0)
         model = LlamaForCausalLM(config)
     _save(model, tokenizer, folder)
+
+
+def _learn_words(raw: Any, specials: list[str], letters: list[str]) -> None:
+    """Byte-pair merges (arXiv 1508.07909) within the words that the made tasks ask and answer with."""
+    from tokenizers.trainers import BpeTrainer
+
+    from posttrain import scenes
+
+    rows = (scenes.make(task, i, 0) for task in scenes.names() for i in range(100))
+    raw.train_from_iterator(
+        (f"{row['question']} {row['answer']}" for row in rows),
+        BpeTrainer(  # pyright: ignore[reportCallIssue]
+            vocab_size=SMALL_VOCABULARY,
+            special_tokens=specials,
+            initial_alphabet=letters,
+            show_progress=False,
+        ),
+    )
 
 
 def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

@@ -48,7 +48,7 @@ class Vision(Section):
 
 class Model(Section):
     name: Text
-    """`smollm2-135m`, `tiny`, a local folder or a Hub id; in a recipe of stages also `stage:NAME`."""
+    """`smollm2-135m`, `tiny`, `small`, a local folder or a Hub id; among stages also `stage:NAME`."""
     compute: Literal["auto", "bfloat16", "float32"] = "auto"
     """What matrix products run in; the master weights are float32 whatever is said here."""
     tokens: Annotated[tuple[Text, ...], Field(strict=False)] = ()

@@ -173,6 +173,26 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
         places.resolve("tiny")
 
 
+def test_small_has_the_words_of_the_made_tasks_and_is_always_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Path] = []
+    for name in ("one", "two"):
+        monkeypatch.setenv("POSTTRAIN_HOME", str(tmp_path / name))
+        made.append(Path(places.resolve("small")))
+    for file in ("model.safetensors", "tokenizer.json"):
+        assert (made[0] / file).read_bytes() == (made[1] / file).read_bytes()
+    model, tokenizer = models.load("small")
+    assert model.num_parameters() < 1.2e6
+    assert tokenizer.tokenize("How many red circles are there? 12") == [
+        *("How", " many", " red", " circles", " are", " there", "?"),
+        *(" ", "1", "2"),
+    ]
+    for text in ("Where is it?\n  [1, 22]", "zebra <b> #!~", ""):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.decode(tokenizer.encode("日本é")) == "<unk>" * 3
+
+
 def test_tiny_reads_and_writes_characters(home: Path) -> None:
     model, tokenizer = models.load("tiny")
     ids = models.encode(tokenizer, "What is 2+2?\n")

@@ -33,11 +33,11 @@ def draw(
     for (color, shape), spot in zip(pairs, spots, strict=True):
         put(image, shape, color, spot)
     box: list[int] = list(box_of(spots[0]))
-    scale = "percent of its width and height"
+    scale = "percent of the picture."
     if unit == "percent":
         box = [round(100 * edge / pixels) for edge in box]
     else:
-        scale = f"pixels; it is {pixels} pixels wide and {pixels} high"
+        scale = f"pixels; the picture is {pixels} x {pixels}."
     named = " ".join(pairs[0])
-    question = f"Where in the picture is the {named}? Give its box as [x1, y1, x2, y2] in whole {scale}."
+    question = f"Where is the {named}? Give its box as [x1, y1, x2, y2] in {scale}"
     return image, {"question": question, "answer": json.dumps(box)}

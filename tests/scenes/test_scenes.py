@@ -131,7 +131,7 @@ def test_compare(args: dict[str, Any]) -> None:
 @pytest.mark.parametrize("args", [{}, {"pixels": 32, "distractors": 8}, {"pixels": 200, "unit": "percent"}])
 def test_locate(args: dict[str, Any]) -> None:
     for image, row in rows("locate", **args):
-        color, shape = words(row, r"Where in the picture is the (\w+) (\w+)\?.*")
+        color, shape = words(row, r"Where is the (\w+) (\w+)\?.*")
         [box] = [box for kind, box in shapes(image, color) if kind == shape]
         answer = json.loads(row["answer"])
         size = args.get("pixels", 64)
@@ -140,7 +140,7 @@ def test_locate(args: dict[str, Any]) -> None:
             assert "percent" in row["question"]
         else:
             assert tuple(answer) == box
-            assert f"{size} pixels wide" in row["question"]
+            assert f"in pixels; the picture is {size} x {size}." in row["question"]
 
 
 @pytest.mark.parametrize("args", [{}, {"pixels": 200, "length": 8}, {"length": 1}])
