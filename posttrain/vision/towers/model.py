@@ -88,8 +88,8 @@ def open_tower(name: str, settings: Mapping[str, Any] | None = None) -> TowerMod
     """A tower by the name of its kind, with fresh weights, or from a folder or Hub id: float32, set to eval.
 
     Args:
-        name: of a kind; a folder that TowerModel saved; a folder or Hub id of a vision model of transformers,
-            or of one that holds a text model too, such as CLIP.
+        name: of a kind; a folder that TowerModel saved, or a model that sees with its tower; a folder or Hub
+            id of a vision model of transformers, or of one that holds a text model too, such as CLIP.
         settings: of the kind. Over what a folder says they go too, as long as its weights still fit.
 
     Raises:
@@ -109,9 +109,11 @@ def open_tower(name: str, settings: Mapping[str, Any] | None = None) -> TowerMod
     except (OSError, ValueError) as error:
         raise PosttrainError(f"tower {name!r}: {str(error).splitlines()[0]}") from None
     try:
-        if isinstance(config, TowerConfig):
-            config = TowerConfig(kind=config.kind, settings={**(config.settings or {}), **settings})
-            return _loaded(TowerModel, where, config)
+        own = getattr(config, "vision_config", config)
+        if isinstance(own, TowerConfig):
+            inside = {} if own is config else {"key_mapping": {r"^model\.vision_tower\.": ""}}
+            own = TowerConfig(kind=own.kind, settings={**(own.settings or {}), **settings})
+            return _loaded(TowerModel, where, own, **inside)
         return _adopted(where, config, settings)
     except PosttrainError as error:
         raise PosttrainError(f"tower {name!r}: {error}") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -19,6 +19,8 @@ from transformers import (
 )
 
 import posttrain.vision  # noqa: F401  what it registers is used here
+from posttrain import models
+from posttrain.recipe import Vision
 from posttrain.types import PosttrainError
 from posttrain.vision import towers
 from posttrain.vision.towers.model import TowerConfig, TowerModel, open_tower
@@ -52,6 +54,20 @@ def test_a_folder_holds_every_setting(tmp_path: Path) -> None:
     saved = json.loads((tmp_path / "config.json").read_text())
     assert saved["settings"]["width"] == 384 and saved["hidden_size"] == 384
     assert (saved["kind"], saved["model_type"]) == ("vit", "posttrain_tower")
+
+
+def test_the_eyes_of_a_model_that_sees_are_a_tower(tmp_path: Path) -> None:
+    vision = Vision(tower="vit", settings=SMALL["vit"] | {"mean": [0.9, 0.9, 0.9]})
+    whole, tokenizer = models.load("tiny", vision=vision)
+    models.save(whole, tokenizer, tmp_path)
+    taken = open_tower(str(tmp_path), {"std": [0.1, 0.1, 0.1]})
+    assert (taken.tower.mean, taken.tower.std) == ((0.9,) * 3, (0.1,) * 3)
+    theirs = dict(cast(Any, whole).model.vision_tower.named_parameters())
+    mine = dict(taken.named_parameters())
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    with pytest.raises(PosttrainError, match="is .* in the checkpoint, by its settings"):
+        open_tower(str(tmp_path), {"width": 64})
 
 
 def test_two_seeds_make_two_towers_and_one_makes_one() -> None:
