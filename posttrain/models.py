@@ -77,6 +77,18 @@ def load(
     return model, tokenizer
 
 
+def check(model: Model) -> None:
+    """That the model a recipe asks for can be had, as far as that can be told without its weights.
+
+    Raises:
+        PosttrainError: no such model, tower or connector, or settings that do not fit.
+    """
+    places.resolve(model.name)
+    if model.vision is not None:
+        eyes = model.vision
+        _vision().check(eyes.tower, eyes.settings, eyes.connector, eyes.tokens)
+
+
 def of_recipe(model: Model) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The model that a recipe asks for, with its tokenizer; raises as `load`."""
     return load(model.name, tokens=model.tokens, layers=model.layers, vision=model.vision)
@@ -92,15 +104,21 @@ def _kind(where: str) -> Any:
     return AutoModelForImageTextToText
 
 
-def _with_vision(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, vision: Vision
-) -> PreTrainedModel:
+def _vision() -> Any:
+    """posttrain.vision.model, which takes packages of its own."""
     try:
-        from posttrain.vision.model import assemble
+        from posttrain.vision import model
     except ImportError as error:
         raise PosttrainError(
             f"model.vision: images need more ({error}); run: pip install 'posttrain[vision]'"
         ) from None
+    return model
+
+
+def _with_vision(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, vision: Vision
+) -> PreTrainedModel:
+    assemble = _vision().assemble
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # fresh weights are the same in every process, and after a resume
         made: Any = assemble(

@@ -172,9 +172,9 @@ def test_a_prefill_fills_the_same_cache(
 ) -> None:
     prompts = [[5, 9, 2], [7], list(range(2, 60))]
     engine = NativeEngine(build(), tokenizer, torch.float32)
-    hidden, cache = engine._prefill(prompts, 2)
+    hidden, cache, _ = engine._prefill(prompts, 2)
     monkeypatch.setattr(flex, "serves", lambda query, key: True)
-    fused, filled = engine._prefill(prompts, 2)
+    fused, filled, _ = engine._prefill(prompts, 2)
     assert compiled
     torch.testing.assert_close(fused, hidden, atol=1e-4, rtol=1e-4)
     for ours, theirs in ((filled.keys, cache.keys), (filled.values, cache.values)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,27 @@ stages:
     kind: eval
     model: {name: "stage:reason"}
 """
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("model.vision.tower=vitt", "no kind of tower .*; did you mean 'vit'"),
+        ("model.vision.settings.pach=8", "takes no 'pach'; did you mean 'patch'"),
+        ("model.vision.connector=pixel_shufle", "did you mean 'pixel_shuffle'"),
+        ("model.vision.tokens=15", "15"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["sft", "grpo", "eval", "sample"])
+def test_eyes_that_cannot_be_are_told_before_anything_is_made(
+    kind: str, change: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, folder = tmp_path / "recipe.yaml", tmp_path / "run"
+    body, _, _ = RECIPE.partition("train: {learning_rate")
+    recipe.write_text(f"{body}stages:\n  - {{name: only, kind: {kind}}}\n".replace("{samples: 1, ", "{"))
+    assert cli.main(["run", str(recipe), f"output={folder}", change]) == 2
+    assert re.search(said, capsys.readouterr().err)
+    assert not list(folder.glob("only-*")), "a folder would have to be deleted by hand"
 
 
 def one(folder: Path, name: str) -> Path:

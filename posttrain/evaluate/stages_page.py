@@ -72,15 +72,16 @@ def _told(branch: Branch) -> str:
     names = [f"<b>{escape(row.name)}</b>" for row in branch.learned]
     through = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
     right = percent(last.after.accuracy)
+    grey = f" With grey pictures: {percent(last.blank.accuracy)}." if last.blank else ""
     model = f"<b>{escape(model_name(branch.origin))}</b>"
     if first.start is None:
-        return f"{model}, after {through}, gets {right} of the unseen problems right."
+        return f"{model}, after {through}, gets {right} of the unseen problems right.{grey}"
     if not branch.root:
-        return f"From {model}, with {through} instead: {percent(first.start.accuracy)} → {right}."
+        return f"From {model}, with {through} instead: {percent(first.start.accuracy)} → {right}.{grey}"
     n = f"{last.after.n} " if last.after.n else ""
     return (
         f"{model} got {percent(first.start.accuracy)} of {n}unseen problems right. After {through} it gets "
-        f"{right} right."
+        f"{right} right.{grey}"
     )
 
 

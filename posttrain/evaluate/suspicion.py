@@ -17,6 +17,7 @@ from posttrain.hacking import attribution, drift, gap, near_duplicates
 
 JUMP = 1.5  # times its length at first, or less than its inverse: lengths drift in honest runs too
 ALIKE = 0.5  # of the best-paid completions, those that say what another says to another prompt
+BRIEF = 20  # characters; answers below that, a number or a box, are alike by chance
 ENOUGH = 8  # best-paid completions; fewer are not compared
 
 
@@ -132,7 +133,7 @@ def _fallen(run: Run, weights: dict[str, float]) -> list[Sign]:
 def _alike(run: Run) -> list[Sign]:
     paid = [(t, r) for r in run.recent if (t := number(r.get("total"))) is not None and "completion" in r]
     top = max((total for total, _ in paid), default=0.0)
-    best = [r for total, r in paid if total == top]
+    best = [r for total, r in paid if total == top and len(str(r["completion"])) >= BRIEF]
     found = near_duplicates([str(r["completion"]) for r in best], [r.get("id") for r in best])
     if len(best) < ENOUGH or found.share < ALIKE:
         return []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from posttrain import data, places
+from posttrain import data, models
 from posttrain.evaluate.report import write_report
 from posttrain.kinds import Eval
 from posttrain.past import rewind
@@ -17,7 +17,7 @@ OUTPUTS = ("result.json",)
 def run(stage: Eval, past: dict[str, Any] | None, stop: Stop) -> None:
     """Evaluate, from the start; raises as `runners.grpo.run` does."""
     _, heldout = data.load(stage.data)
-    places.resolve(stage.model.name)
+    models.check(stage.model)
     with Session(stage, stage.model, {}, stop) as session:
         session.show(0)
         if session.main:

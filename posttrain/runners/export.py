@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from posttrain import models, places
+from posttrain import models
 from posttrain.kinds import Export
 from posttrain.session import Session
 from posttrain.stop import Stop
@@ -16,7 +16,7 @@ OUTPUTS = ("model", "result.json")
 
 def run(stage: Export, past: dict[str, Any] | None, stop: Stop) -> None:
     """Write `model/` in `stage.output`; raises as `runners.grpo.run` does."""
-    places.resolve(stage.model.name)
+    models.check(stage.model)
     with Session(stage, stage.model, {}, stop) as session:
         if session.main:
             model, tokenizer = models.of_recipe(stage.model)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from posttrain import data, models, places
+from posttrain import data, models
 from posttrain.evaluate.report import write_report
 from posttrain.evaluate.thumbnails import told
 from posttrain.files import append
@@ -45,7 +45,7 @@ def run(recipe: Recipe, past: dict[str, Any] | None, stop: Stop, profile: bool =
     check_trackers(recipe.trackers)
     prompts, heldout = data.load(recipe.data)
     past = with_inputs(recipe.output, past, prompts, heldout, recipe.rewards)
-    places.resolve(recipe.model.name)
+    models.check(recipe.model)
     with (
         Rewards(recipe.rewards, recipe.reward_deadline, recipe.reward_workers) as rewards,
         Session(recipe, recipe.model, past, stop) as session,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from posttrain import data, places
+from posttrain import data, models
 from posttrain.kinds import Sample
 from posttrain.past import with_inputs
 from posttrain.rejection import draw, select
@@ -23,7 +23,7 @@ def run(stage: Sample, past: dict[str, Any] | None, stop: Stop) -> None:
     """Sample in `stage.output`, after the shards that are there; raises as `runners.grpo.run` does."""
     prompts, heldout = data.load(stage.data)
     past = with_inputs(stage.output, past, prompts, heldout, stage.rewards)
-    places.resolve(stage.model.name)
+    models.check(stage.model)
     with (
         Rewards(stage.rewards, stage.reward_deadline, stage.reward_workers) as rewards,
         Session(stage, stage.model, past, stop) as session,

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from posttrain import data, models, places
+from posttrain import data, models
 from posttrain.evaluate.report import write_report
 from posttrain.files import replace_text
 from posttrain.harness.native import NativeAnswerer, engine_for
@@ -32,7 +32,7 @@ def run(stage: Sft, past: dict[str, Any] | None, stop: Stop) -> None:
     check_trackers(stage.trackers)
     rows, heldout = data.examples(stage.data, stage.completion)
     past = with_inputs(stage.output, past, rows, heldout, stage.rewards)
-    places.resolve(stage.model.name)
+    models.check(stage.model)
     with Session(stage, stage.model, past, stop) as session:
         session.show(0)
         try:

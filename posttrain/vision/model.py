@@ -26,8 +26,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from posttrain.picture import MARK, native_size
 from posttrain.types import PosttrainError
 from posttrain.vision import connector as connectors
+from posttrain.vision import towers
 from posttrain.vision.towers import Tower
-from posttrain.vision.towers.model import TowerModel, open_tower
+from posttrain.vision.towers.model import TowerModel, open_tower, place_of
 
 
 class VisionLanguageConfig(LlavaConfig):
@@ -81,6 +82,15 @@ class VisionLanguageModel(LlavaForConditionalGeneration):
 def connector_for(tower: Tower, kind: str, into: int, tokens: int | None) -> connectors.Connector:
     grid = tower.grid(tower.image_size, tower.image_size)
     return connectors.build(kind, width=tower.width, into=into, tokens=tokens, grid=grid)
+
+
+def check(tower: str, settings: Mapping[str, Any], connector: str, tokens: int | None) -> None:
+    """What can be told of eyes before any weights are there; raises as `assemble`."""
+    if tower not in towers.names():
+        place_of(tower)
+        return
+    with torch.device("meta"):
+        connector_for(towers.build(tower, settings), connector, 1, tokens)
 
 
 def assemble(

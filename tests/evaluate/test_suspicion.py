@@ -24,7 +24,7 @@ rewards:
 
 
 def run_of(
-    folder: Path, hacked: Any, steps: int = 60, same: bool = False, length: Any = lambda step: 50.0
+    folder: Path, hacked: Any, steps: int = 60, same: str = "", length: Any = lambda step: 50.0
 ) -> list[str]:
     """4 groups of 8 a step; `hacked(step)`: the share of completions that are paid for nothing."""
     rng = random.Random(0)
@@ -35,7 +35,7 @@ def run_of(
             for _ in range(8):
                 right = float(rng.random() < 0.2 + 0.3 * step / steps)
                 paid = 1.0 if rng.random() < hacked(step) else right
-                said = "the marker and nothing else" if same else "".join(rng.choices("abcdefgh ", k=60))
+                said = same or "".join(rng.choices("abcdefgh ", k=60))
                 parts = {"accuracy": paid, "form": float(rng.random() < 0.5), "strict": right}
                 rows.append(parts)
                 samples.append(
@@ -71,8 +71,12 @@ def test_a_hole_is_told_of_with_its_steps_samples_and_reward(tmp_path):
 
 
 def test_one_text_for_every_prompt_is_told_of(tmp_path):
-    signs = run_of(tmp_path, lambda step: 0.0, same=True)
+    signs = run_of(tmp_path, lambda step: 0.0, same="the marker and nothing else")
     assert "100% of the best-paid completions" in signs[0]
+
+
+def test_brief_answers_are_alike_by_chance(tmp_path):
+    assert run_of(tmp_path, lambda step: 0.0, same="[44, 27, 73, 50]") == []
 
 
 @pytest.mark.parametrize(("end", "told"), [(20.0, True), (120.0, True), (60.0, False)])
@@ -106,7 +110,7 @@ def test_the_terminal_has_a_line_for_each_sign(tmp_path):
 
 
 def test_a_prompts_id_does_not_move_the_cursor(tmp_path):
-    run_of(tmp_path, lambda step: 0.0, same=True)
+    run_of(tmp_path, lambda step: 0.0, same="the marker and nothing else")
     samples = tmp_path / "samples.jsonl"
     samples.write_text(samples.read_text().replace('"id": "p', '"id": "\\u001b[2J\\np'))
     (line,) = suspicion_lines(tmp_path)

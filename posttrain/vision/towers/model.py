@@ -99,11 +99,7 @@ def open_tower(name: str, settings: Mapping[str, Any] | None = None) -> TowerMod
     if name in towers.names():
         fresh: Any = TowerModel(TowerConfig(kind=name, settings=dict(settings)))
         return fresh.eval()
-    try:
-        where = places.resolve(name)
-    except PosttrainError as error:
-        hint = did_you_mean(name, towers.names(), "; did you mean")
-        raise PosttrainError(f"no kind of tower ({', '.join(towers.names())}){hint}; {error}") from None
+    where = place_of(name)
     try:
         config: Any = AutoConfig.from_pretrained(where)
     except (OSError, ValueError) as error:
@@ -117,6 +113,15 @@ def open_tower(name: str, settings: Mapping[str, Any] | None = None) -> TowerMod
         return _adopted(where, config, settings)
     except PosttrainError as error:
         raise PosttrainError(f"tower {name!r}: {error}") from None
+
+
+def place_of(name: str) -> str:
+    """The folder or Hub id of a tower that is no kind. Raises PosttrainError where there is none."""
+    try:
+        return places.resolve(name)
+    except PosttrainError as error:
+        hint = did_you_mean(name, towers.names(), "; did you mean")
+        raise PosttrainError(f"no kind of tower ({', '.join(towers.names())}){hint}; {error}") from None
 
 
 def _adopted(where: str, config: Any, settings: Mapping[str, Any]) -> TowerModel:
