@@ -60,15 +60,16 @@ stages:
     ],
 )
 @pytest.mark.parametrize("kind", ["sft", "grpo", "eval", "sample"])
-def test_eyes_that_cannot_be_are_told_before_anything_is_made(
+def test_eyes_that_cannot_be_are_told_before_anything_is_begun(
     kind: str, change: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe, folder = tmp_path / "recipe.yaml", tmp_path / "run"
-    body, _, _ = RECIPE.partition("train: {learning_rate")
-    recipe.write_text(f"{body}stages:\n  - {{name: only, kind: {kind}}}\n".replace("{samples: 1, ", "{"))
+    shared, _, _ = RECIPE.partition("sampling:")
+    more = ', completion: "{answer}"' if kind == "sft" else ""
+    recipe.write_text(f"{shared}stages:\n  - {{name: only, kind: {kind}{more}}}\n")
     assert cli.main(["run", str(recipe), f"output={folder}", change]) == 2
     assert re.search(said, capsys.readouterr().err)
-    assert not list(folder.glob("only-*")), "a folder would have to be deleted by hand"
+    assert not list(folder.glob("only-*/recipe.yaml")), "it would have begun"
 
 
 def one(folder: Path, name: str) -> Path:
