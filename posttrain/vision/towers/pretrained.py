@@ -93,7 +93,7 @@ def build(*, config: dict[str, Any], image_size: int | None = None) -> Tower:
     Args:
         config: its configuration as transformers writes it, `model_type` included.
         image_size: where not given, what the model's family was trained on. It is rounded up to whole tokens
-            in a network that shrinks its maps. So are the usual mean and std of the images.
+            in a network that shrinks its maps. `mean` and `std` (towers.COMMON) are the family's too.
 
     Raises:
         PosttrainError: no configuration of a model that takes pixels and nothing else.
