@@ -30,7 +30,7 @@ from posttrain.recipe import Model, Vision
 from posttrain.types import Message, PosttrainError, Prompt
 
 if TYPE_CHECKING:
-    from posttrain.vision.processor import Processor
+    from posttrain.vision.processor import Reader
 
 log = logging.getLogger(__name__)
 
@@ -262,8 +262,13 @@ def encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Calla
     What it gives raises PosttrainError as `encode`, for pictures that cannot be read, and for any picture
     where the model sees none.
     """
+    return reader(model, tokenizer) or text_encoder(tokenizer)
+
+
+def reader(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Reader | None:
+    """What reads the pictures of examples for a model; None for one that sees none."""
     if not sees(model):
-        return text_encoder(tokenizer)
+        return None
     from posttrain.vision.hub import HubReader
     from posttrain.vision.model import VisionLanguageModel
     from posttrain.vision.processor import Processor
@@ -271,25 +276,6 @@ def encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Calla
     if isinstance(model, VisionLanguageModel):
         return Processor(model.config, tokenizer)
     return HubReader(model, tokenizer, getattr(model, "processor_files", {}))
-
-
-def processor(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Processor | None:
-    """What reads the pictures of examples for a model; None for one that sees none.
-
-    Raises:
-        PosttrainError: the model sees by a tower that is not ours, and cannot be fine-tuned on examples yet.
-    """
-    if not sees(model):
-        return None
-    from posttrain.vision.processor import Processor
-
-    reads = encoder(model, tokenizer)
-    if isinstance(reads, Processor):
-        return reads
-    raise PosttrainError(
-        f"{type(model).__name__} cannot be fine-tuned on examples here, only by reinforcement learning; "
-        "give a language model a tower (model.vision), or leave this stage out"
-    )
 
 
 def text_encoder(tokenizer: PreTrainedTokenizerFast) -> Callable[[Prompt], list[int]]:

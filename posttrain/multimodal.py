@@ -131,14 +131,20 @@ def inputs(model: PreTrainedModel, ids: Tensor, prompts: Sequence[list[int]]) ->
     pictures = shown(prompts)
     if not pictures:
         return {"input_ids": ids}
-    there = ids == image_token(model)
     if len(list(_alike(pictures))) > 1:
+        there = ids == image_token(model)
         embedded: Any = model.get_input_embeddings()(ids)
         made = features(model, pictures, int(there.sum())).to(embedded.dtype)
         return {"inputs_embeds": embedded.masked_scatter(there[..., None], made)}
+    return {"input_ids": ids, **beside(model, ids, pictures)}
+
+
+def beside(model: PreTrainedModel, ids: Tensor, pictures: Sequence[Seen]) -> dict[str, Tensor]:
+    """What a model's own forward takes beside rows of ids; raises as `joined`."""
+    there = (ids == image_token(model)).long()
+    taken = inspect.signature(type(model).forward).parameters
     given = {name: x.to(ids.device) for name, x in joined(pictures).items()}
-    taken = inspect.signature(model.forward).parameters
-    return {"input_ids": ids, **given, **{name: there.long() for name in _KINDS if name in taken}}
+    return given | {name: there for name in _KINDS if name in taken and pictures}
 
 
 def turns_by_axes(model: PreTrainedModel) -> bool:

@@ -63,7 +63,7 @@ def _go(stage: Sft, session: Session, rows: list[Example], heldout: HeldOut) -> 
     model, tokenizer = models.of_recipe(stage.model)
     if session.accelerator.device.type == "cpu":  # torch's fused attention took 2.5 times as long there
         body(model).set_attn_implementation("eager")
-    _show(stage, rows, tokenizer, models.processor(model, tokenizer), session)
+    _show(stage, rows, tokenizer, models.reader(model, tokenizer), session)
     last = time.perf_counter()
 
     def on_log(update: int, updates: int, metrics: dict[str, float]) -> None:

@@ -73,7 +73,7 @@ def sft(
         Stopped: `stop` asked; the update was finished and saved.
         PosttrainError: examples, settings, model or the checkpoint in the folder do not fit each other.
     """
-    eyes = models.processor(model, tokenizer)
+    eyes = models.reader(model, tokenizer)
     with quiet(), own_accelerate(), _as_it_was(model), _scored_alone():
         data = reported(prepared(examples, tokenizer, settings, seed, eyes), len(examples), settings)
         pictures = {row: some for row in data["row"] if (some := pictures_of(examples[row]))}
@@ -83,7 +83,7 @@ def sft(
             args.ddp_find_unused_parameters = True  # rows without a picture leave the tower out
             if pictures:
                 end: Any = tokenizer.pad_token_id
-                collator = WithPictures(DataCollatorForLanguageModeling(end), eyes, pictures)
+                collator = WithPictures(DataCollatorForLanguageModeling(end), model, eyes, pictures)
         groups(model, settings.learning_rate, settings.rates)  # freezes what has rate 0
         adapters = adapters_for(model, settings.lora, settings) if settings.lora else None
         trainer = _Trainer(
@@ -97,6 +97,8 @@ def sft(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.keep, trainer.rates = settings.keep, settings.rates
+        # TRL's own forward divides by the whole batch's tokens, whatever a family says of its own.
+        trainer.model_accepts_loss_kwargs = True
         if eyes is not None:
             trainer.still = _still(trainer.model)
             _always_learns(model)

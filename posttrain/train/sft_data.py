@@ -1,11 +1,12 @@
 """Examples for supervised fine-tuning, as TRL's SFTTrainer tokenises and masks them.
 
-A picture is one token while TRL works on the text; after that it takes the place of all of its tokens.
+A picture is one token while TRL works on the text; after that all of its tokens take the place of that one.
 """
 
 from __future__ import annotations
 
 import logging
+import secrets
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,20 +17,22 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from datasets import Dataset
 from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from posttrain.kinds import SftTrain
+from posttrain.multimodal import beside
 from posttrain.picture import MARK, Picture
 from posttrain.types import PosttrainError, pictures_in
 
 if TYPE_CHECKING:
-    from posttrain.vision.processor import Processor
+    from posttrain.vision.processor import Reader
 
 Example = dict[str, Any]
 MARKS = ("«", "»")
+MARKED = -1  # in the place of a picture's tokens, where they are taken out again
 GREEN = ("\033[32m", "\033[0m")  # for a terminal
 
 log = logging.getLogger(__name__)
@@ -40,7 +43,7 @@ def prepared(
     tokenizer: PreTrainedTokenizerFast,
     settings: SftTrain,
     seed: int = 0,
-    eyes: Processor | None = None,
+    eyes: Reader | None = None,
 ) -> Dataset:
     """What TRL makes of the examples: `row` (index), `input_ids` and `labels` (-100: no loss), cut to
     max_length and not yet packed. Examples of which no label is left, or a picture cut off, are not in it.
@@ -49,9 +52,10 @@ def prepared(
 
     Raises:
         PosttrainError: the examples are none, of mixed or unknown form, show pictures to a model that reads
-            text alone or in packed rows, or the template cannot mark answers.
+            text alone, in packed rows, or of unlike shape in one batch; a picture cannot be read; or the
+            template cannot mark answers.
     """
-    shown = {row: len(some) for row, example in enumerate(examples) if (some := pictures_of(example))}
+    shown = {row: some for row, example in enumerate(examples) if (some := pictures_of(example))}
     if shown and eyes is None:
         raise PosttrainError(
             f"example {min(shown)} shows a picture, but the model reads text alone; name one that sees, or "
@@ -59,6 +63,8 @@ def prepared(
         )
     if shown and settings.packing:
         raise PosttrainError("packing: rows with pictures are not packed; set train.packing to false")
+    if shown and eyes is not None and eyes.varies:
+        _check_alone(shown, settings)
     if shown:
         examples = [{k: v for k, v in example.items() if k != "images"} for example in examples]
     form = _form(examples)
@@ -99,9 +105,9 @@ def prepared(
     data = data.select_columns(["row", "input_ids", "labels"])
     if eyes is None:
         return data
-    how = {"token": eyes.token, "count": eyes.count, "most": settings.max_length, "shown": shown}
-    with quiet():
-        return data.map(_spread, batched=True, fn_kwargs=how)
+    how = {"eyes": eyes, "most": settings.max_length, "shown": shown}
+    with quiet():  # nothing is kept on disk, so there is no need of a name that the pictures are part of
+        return data.map(_spread, batched=True, fn_kwargs=how, new_fingerprint=secrets.token_hex(8))
 
 
 def pictures_of(example: Example) -> list[Picture]:
@@ -112,51 +118,70 @@ def pictures_of(example: Example) -> list[Picture]:
     return list(pictures_in([message for message in messages if isinstance(message.get("content"), list)]))
 
 
-def _worded(example: Example, form: str, eyes: Processor) -> Example:
-    """An example with the token of an image where its pictures are."""
+def _check_alone(shown: Mapping[int, Sequence[Picture]], settings: SftTrain) -> None:
+    """
+    Raises:
+        PosttrainError: pictures of unlike shape would be in one batch.
+    """
+    many = next((row for row, some in shown.items() if len(some) > 1), None)
+    if settings.rows == 1 and many is None:
+        return
+    what = f"example {many} has several of them" if settings.rows == 1 else "set train.rows to 1"
+    raise PosttrainError(
+        f"with model.vision.resize: native pictures have shapes of their own, so a batch holds one: {what}, "
+        "or set resize to square, fit or crop"
+    )
+
+
+def _worded(example: Example, form: str, eyes: Reader) -> Example:
+    """An example with the token of an image, or a part that the template reads, where its pictures are."""
     if form == "text":
-        return {**example, "prompt": example["prompt"].replace(MARK, eyes.mark)}
-    key = "messages" if form == "messages" else "prompt"
-    return {**example, key: [{**m, "content": eyes.text(m["content"])} for m in example[key]]}
+        return {**example, "prompt": example["prompt"].replace(MARK, eyes.raw)}
+    return {key: [eyes.told(message) for message in some] for key, some in example.items()}
 
 
 def _spread(
-    rows: Mapping[str, list[Any]], token: int, count: int, most: int, shown: Mapping[int, int]
+    rows: Mapping[str, list[Any]], eyes: Reader, most: int, shown: Mapping[int, Sequence[Picture]]
 ) -> dict[str, list[Any]]:
-    """Rows with `count` tokens a picture, cut to `most`; without those that lose a picture or all loss."""
+    """Rows with all tokens of their pictures, cut to `most`, less those that lose a picture or all loss."""
     made: dict[str, list[Any]] = {"row": [], "input_ids": [], "labels": []}
     for row, ids, labels in zip(rows["row"], rows["input_ids"], rows["labels"], strict=True):
-        pictures = shown.get(row, 0)
-        if (there := ids.count(token)) != pictures:
+        pictures = shown.get(row, ())
+        if (there := ids.count(eyes.token)) != len(pictures):
             raise PosttrainError(
-                f"example {row} has {pictures} pictures, but its text has {there} times the token of one; "
-                f"take {MARK} out of the text"
+                f"example {row} has {len(pictures)} pictures, but its text has {there} times the token of "
+                f"one; take {MARK} out of the text"
             )
+        tokens = [eyes.tokens(picture) for picture in pictures]
+        places = iter(tokens)
         wide = [
-            (i, -100 if i == token else label)
+            pair
             for i, label in zip(ids, labels, strict=True)
-            for _ in range(count if i == token else 1)
-        ][:most]
-        kept, loss = ([pair[side] for pair in wide] for side in range(2))
-        if kept.count(token) == pictures * count and any(label != -100 for label in loss):
+            for pair in ([(t, -100) for t in next(places)] if i == eyes.token else [(i, label)])
+        ]
+        kept, loss = ([pair[side] for pair in wide[:most]] for side in range(2))
+        whole = kept.count(eyes.token) == sum(some.count(eyes.token) for some in tokens)
+        if whole and any(label != -100 for label in loss):
             for key, value in (("row", row), ("input_ids", kept), ("labels", loss)):
                 made[key].append(value)
     return made
 
 
 class WithPictures:
-    """A collator, with the pixels of its rows' pictures, in order, beside what it makes of their tokens.
+    """A collator, with what a model takes of its rows' pictures, in order, beside their tokens.
 
     pad: a collator of rows. pictures: by `row`, each of which may have some or none.
     """
 
-    def __init__(self, pad: Any, eyes: Processor, pictures: Mapping[int, Sequence[Picture]]):
-        self.pad, self.eyes, self.pictures = pad, eyes, pictures
+    def __init__(
+        self, pad: Any, model: PreTrainedModel, eyes: Reader, pictures: Mapping[int, Sequence[Picture]]
+    ):
+        self.pad, self.model, self.eyes, self.pictures = pad, model, eyes, pictures
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         seen = [self.eyes.seen(one) for row in rows for one in self.pictures.get(row["row"], ())]
-        names = seen[0] if seen else ()
-        return self.pad(rows) | {name: torch.cat([one[name] for one in seen]) for name in names}
+        made = self.pad(rows)
+        return made | beside(self.model, made["input_ids"], seen)
 
 
 def shown(
@@ -164,17 +189,19 @@ def shown(
     tokenizer: PreTrainedTokenizerFast,
     settings: SftTrain,
     marks: tuple[str, str] = MARKS,
-    eyes: Processor | None = None,
+    eyes: Reader | None = None,
 ) -> str:
-    """What the model sees of an example, a picture as one token; what carries loss is between `marks`."""
+    """What the model sees of an example, a picture as one mark; what carries loss is between `marks`."""
     data = prepared([example], tokenizer, settings, eyes=eyes)
     if not len(data):
         return f"(nothing of this example carries loss within max_length {settings.max_length})"
     ids, labels = data[0]["input_ids"], data[0]["labels"]
     if eyes is not None:
-        before = [ids[:i].count(eyes.token) for i in range(len(ids))]
-        one = [i for i, token in enumerate(ids) if token != eyes.token or before[i] % eyes.count == 0]
-        ids, labels = [ids[i] for i in one], [labels[i] for i in one]
+        for picture in pictures_of(example):
+            tokens = eyes.tokens(picture)
+            at = next(i for i in range(len(ids)) if ids[i : i + len(tokens)] == tokens)
+            ids[at : at + len(tokens)], labels[at : at + len(tokens)] = [MARKED], [-100]
+        ids = [eyes.token if i == MARKED else i for i in ids]
     learned = [i > 0 and label != -100 for i, label in enumerate(labels)]  # nothing predicts the first token
     before, after = marks
     parts, start, read = [], 0, ""

@@ -18,7 +18,6 @@ from transformers import AutoImageProcessor, PreTrainedModel, PreTrainedTokenize
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils.hub import cached_file
 
-from posttrain import picture as pictures
 from posttrain.multimodal import Seen
 from posttrain.picture import Picture
 from posttrain.types import PosttrainError
@@ -66,7 +65,7 @@ class HubReader(Reader):
         super().__init__(tokenizer, config.image_token_id, KEPT)
         around = (getattr(config, f"vision_{end}_token_id", None) for end in ("start", "end"))
         start, end = ("" if i is None else tokenizer.convert_ids_to_tokens(i) for i in around)
-        self._raw = f"{start}{self.mark}{end}"
+        self.raw = f"{start}{self.mark}{end}"
         makes: Any = model.get_image_features
         self._takes = inspect.signature(makes).parameters
         self._processor: Any = None
@@ -98,9 +97,6 @@ class HubReader(Reader):
         text: Any = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         begun = self.tokenizer.bos_token is not None and text.startswith(self.tokenizer.bos_token)
         return self.tokenizer.encode(text, add_special_tokens=not begun)
-
-    def _plain(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text.replace(pictures.MARK, self._raw))
 
 
 def _processor(config: Any, tokenizer: PreTrainedTokenizerFast, found: Mapping[str, bytes]) -> Any:

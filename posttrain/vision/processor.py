@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from posttrain import picture as pictures
 from posttrain.multimodal import Seen
 from posttrain.picture import Picture
-from posttrain.types import Encoded, ImagePart, Message, PosttrainError, Prompt, TextPart
+from posttrain.types import Encoded, Message, PosttrainError, Prompt
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -39,12 +39,14 @@ class Reader:
 
     mean: Pixel | None = None
     """The colour that the tower takes for nothing, where that is known."""
+    varies = False
+    """Whether pixels of two pictures may be of unlike shape, so that no batch holds both."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, token: int, kept: int):
         self.tokenizer, self.token = tokenizer, token
         mark = tokenizer.convert_ids_to_tokens(token)
         assert isinstance(mark, str), "an image's token is one of the vocabulary"
-        self.mark = mark
+        self.mark = self.raw = mark  # raw: a picture's place in a text that goes through no template
         self._shown = lru_cache(kept)(self.shown)
         self._parts = reads_parts(tokenizer, mark)
 
@@ -80,33 +82,31 @@ class Reader:
         return Encoded(out, [seen for _, seen in shown])
 
     def _plain(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text.replace(pictures.MARK, self.mark))
+        return self.tokenizer.encode(text.replace(pictures.MARK, self.raw))
 
     def _chat(self, messages: Iterable[Message]) -> list[int]:
         if self.tokenizer.chat_template is None:
             raise PosttrainError("the model has no chat template; set data.chat: false to continue raw text")
-        return self.templated([self._told(message) for message in messages])
+        return self.templated([self.told(message) for message in messages])
 
     def templated(self, messages: list[dict[str, Any]]) -> list[int]:
         """Token ids of messages through the chat template, an image's token at the place of each."""
         ids: Any = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         return ids
 
-    def _told(self, message: Message) -> dict[str, Any]:
-        """A message as the template reads it: parts, or for a language model's one text."""
+    def told(self, message: Message) -> dict[str, Any]:
+        """A message as the template reads it: parts, or for a language model's one text with image tokens."""
         content = message["content"]
         parts: list[Any] = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if self._parts:
             told: Any = [p if p["type"] == "text" else {"type": "image"} for p in parts]
         else:
-            told = self.text(content)
+            told = "".join(p["text"] if p["type"] == "text" else self.mark for p in parts)
         return {"role": message["role"], "content": told}
 
-    def text(self, content: str | list[TextPart | ImagePart]) -> str:
-        """One text with the image token for each picture: templates of language models read no parts."""
-        if isinstance(content, str):
-            return content
-        return "".join(p["text"] if p["type"] == "text" else self.mark for p in content)
+    def tokens(self, one: Picture) -> list[int]:
+        """What a picture becomes in the text."""
+        return self._shown(one)[0]
 
     def seen(self, one: Picture) -> Seen:
         """What a tower takes of a picture; the last few are kept."""
@@ -143,23 +143,12 @@ class Processor(Reader):
             self.tower = towers.build(tower.kind, tower.settings)
             self.connector = connector_for(self.tower, config.connector, 1, config.tokens_per_image)
         self.mean = self.tower.mean
-        self.resize = config.resize
+        self.resize, self.varies = config.resize, config.resize == "native"
         self.most_pixels = config.most_pixels or self.tower.image_size**2
         super().__init__(tokenizer, config.image_token_id, max(1, KEPT // (12 * self.most_pixels)))
 
-    @property
-    def count(self) -> int:
-        """The tokens of any picture.
-
-        Raises:
-            PosttrainError: with resize: native each has its own.
-        """
-        if self.resize == "native":
-            raise PosttrainError(
-                "examples with pictures are read with as many tokens for each; model.vision.resize: native "
-                "gives each its own, set it to square, fit or crop here"
-            )
-        return self.connector.tokens
+    def tokens(self, one: Picture) -> list[int]:
+        return super().tokens(one) if self.varies else [self.token] * self.connector.tokens
 
     def shown(self, one: Picture) -> Shown:
         pixels = self.pixels(one.open())

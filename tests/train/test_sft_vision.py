@@ -83,7 +83,7 @@ def seeing(dropout: float = 0.0, tower: str = "vit", **settings: Any) -> tuple[A
 def eyes(_home: Path) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("POSTTRAIN_HOME", str(_home))
-        yield models.processor(*seeing())
+        yield models.reader(*seeing())
 
 
 class Run:
@@ -251,7 +251,7 @@ def test_loss_and_gradient_are_a_plain_forwards(tmp_path: Path, monkeypatch: pyt
     settings = SETTINGS.model_copy(update={"batch": 8, "rows": 2, "max_grad_norm": 1e9})
     run = Run(tmp_path, settings)
     model, tokenizer = seeing()
-    eyes: Any = models.processor(model, tokenizer)
+    eyes: Any = models.reader(model, tokenizer)
     rows = prepared(MIXED, tokenizer, settings, eyes=eyes).to_list()
     total, count = torch.zeros(()), 0
     for row, example in zip(rows, MIXED, strict=True):
