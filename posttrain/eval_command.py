@@ -35,7 +35,7 @@ def add_to(commands: Any) -> None:
     given("--limit", type=int, metavar="n", help="the first n questions only")
     given("--seed", type=int, default=0, metavar="n", help="what sampled answers are drawn from (default 0)")
     given("--output", type=Path, metavar="folder", help="where results go; again with the same goes on there")
-    words = "ask tasks with pictures also with grey ones and with others' ones: does the model look?"
+    words = "ask tasks with pictures also with blank ones and with others' ones: does the model look?"
     given("--blind", action="store_true", help=words)
     given("--workers", type=int, default=1, metavar="n", help="processes that judge answers (default 1)")
     given("--rescore", type=Path, metavar="folder", help="judge the answers of an evaluation again")

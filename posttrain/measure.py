@@ -28,7 +28,7 @@ from posttrain.evaluate.display import Display
 from posttrain.files import replace_text
 from posttrain.harness import compare_page, facts, page, show
 from posttrain.harness.answer import Answer, Answerer, requests_for
-from posttrain.harness.blind import KINDS, against, greyed, warning, without
+from posttrain.harness.blind import KINDS, against, blanked, warning, without
 from posttrain.harness.comparison import compare as compared
 from posttrain.harness.comparison import questions_needed
 from posttrain.harness.judge import Verdict, judge
@@ -92,7 +92,7 @@ def evaluate(asked: Asked, folder: Path) -> Path:
             answerer = asked.opened()
             try:
                 for task, kind, prompts, keys in work:
-                    some = greyed(prompts, answerer) if kind == "blank" and keys else prompts
+                    some = blanked(prompts, answerer) if kind == "blank" and keys else prompts
                     place = folder / task.name / kind
                     _answer(answerer, task, some, keys, asked.seed, place, display, stop, kind)
                 _tell(folder, answerer.describe())

@@ -8,7 +8,7 @@ from posttrain.evaluate.metrics import number
 from posttrain.evaluate.runfolder import Record, Run
 from posttrain.evaluate.words import compact
 
-BLIND = {"blank": "grey pictures", "shuffled": "pictures of other questions"}
+BLIND = {"blank": "blank pictures", "shuffled": "pictures of other questions"}
 # Of a tower's record: key, what it is called, how it reads, what it means.
 TOWER = (
     (

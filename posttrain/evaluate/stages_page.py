@@ -72,16 +72,16 @@ def _told(branch: Branch) -> str:
     names = [f"<b>{escape(row.name)}</b>" for row in branch.learned]
     through = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
     right = percent(last.after.accuracy)
-    grey = f" With grey pictures: {percent(last.blank.accuracy)}." if last.blank else ""
+    blank = f" With blank pictures: {percent(last.blank.accuracy)}." if last.blank else ""
     model = f"<b>{escape(model_name(branch.origin))}</b>"
     if first.start is None:
-        return f"{model}, after {through}, gets {right} of the unseen problems right.{grey}"
+        return f"{model}, after {through}, gets {right} of the unseen problems right.{blank}"
     if not branch.root:
-        return f"From {model}, with {through} instead: {percent(first.start.accuracy)} → {right}.{grey}"
+        return f"From {model}, with {through} instead: {percent(first.start.accuracy)} → {right}.{blank}"
     n = f"{last.after.n} " if last.after.n else ""
     return (
         f"{model} got {percent(first.start.accuracy)} of {n}unseen problems right. After {through} it gets "
-        f"{right} right.{grey}"
+        f"{right} right.{blank}"
     )
 
 
@@ -123,7 +123,7 @@ def started(branch: Branch, rows: Sequence[StageRow]) -> Verdicts:
 def _table(rows: Sequence[StageRow]) -> str:
     heads = ("stage", "kind", "state", "held-out [95%]", "added, points [95%]", "minutes", "what it did")
     heads, *cells = grid(rows, heads)
-    blank = " Blank: accuracy with grey pictures." if any(row.blank for row in rows) else ""
+    blank = " Blank: accuracy with blank pictures." if any(row.blank for row in rows) else ""
     return (
         '<section><h2>What each stage did</h2><p class="about">Accuracy: strict, greedy. Added: the '
         "difference to the model that the stage began with, on the problems that both answered; its interval "
@@ -207,7 +207,7 @@ def _facts(row: StageRow) -> str:
         ("Rows from", taken),
         ("Held-out accuracy", escape(interval(row.after)) if row.after else ""),
         ("Added", added),
-        ("With grey pictures", escape(interval(row.blank)) if row.blank else ""),
+        ("With blank pictures", escape(interval(row.blank)) if row.blank else ""),
         ("Time", duration(60 * row.minutes) if row.minutes else ""),
     ]
     items = "".join(f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in facts if value)

@@ -57,7 +57,7 @@ class StageRow:
     """The stage which measured that: an earlier one or the stage itself."""
     added: Difference | None = None
     blank: Estimate | None = None
-    """Of `after`'s questions with grey pictures in place of their own; None for a model of words."""
+    """Of `after`'s questions with blank pictures in place of their own; None for a model of words."""
     note: str = ""
     """Why there is no `added` although both were measured."""
 
@@ -132,7 +132,7 @@ def stages_table(folder: Path) -> str:
             "held-out: strict accuracy [95%]; added: points over the model it began with, same problems [95%]"
         )
     if any(row.blank for row in rows):
-        lines.append("blank: the same with grey pictures [95%]")
+        lines.append("blank: the same with blank pictures [95%]")
     if any(row.state == EARLIER for row in rows):
         lines.append(f"{EARLIER}: the recipe, a file that it names or posttrain changed since")
     shown = {row.folder for row in rows}

@@ -1,4 +1,4 @@
-"""Does a model look? Its questions asked again, with grey pictures and with pictures of other questions.
+"""Does a model look? Its questions asked again, with blank pictures and with pictures of other questions.
 
 What a model gets right without the picture it gets from the words alone: the blind baseline of Goyal et al.
 2017, "Making the V in VQA Matter" (arXiv 1612.00837).
@@ -30,23 +30,23 @@ Color = tuple[int, int, int]
 def blind(prompts: Sequence[Prompt], answerer: Answerer, seed: int) -> dict[str, list[Prompt]]:
     """Of the prompts that have pictures: "blank", "shuffled"; a kind that no prompt can have is left out."""
     found = without(prompts, seed)
-    return {kind: greyed(some, answerer) if kind == "blank" else some for kind, some in found.items()}
+    return {kind: blanked(some, answerer) if kind == "blank" else some for kind, some in found.items()}
 
 
 def without(prompts: Sequence[Prompt], seed: int) -> dict[str, list[Prompt]]:
-    """As `blind`, but that the blank ones are still to be `greyed`, which takes the model."""
+    """As `blind`, but that the blank ones are still to be `blanked`, which takes the model."""
     seen = [prompt for prompt in prompts if prompt.pictures]
     found = {"blank": seen, "shuffled": shuffled(seen, seed)}
     return {kind: some for kind, some in found.items() if some}
 
 
-def greyed(prompts: Sequence[Prompt], answerer: Answerer) -> list[Prompt]:
-    """Prompts with a grey picture of the same size for each of theirs."""
-    grey = grey_of(answerer)
-    return [replaced(prompt, [blank(one, grey) for one in prompt.pictures]) for prompt in prompts]
+def blanked(prompts: Sequence[Prompt], answerer: Answerer) -> list[Prompt]:
+    """Prompts with a blank picture of the same size for each of theirs."""
+    color = nothing_of(answerer)
+    return [replaced(prompt, [blank(one, color) for one in prompt.pictures]) for prompt in prompts]
 
 
-def grey_of(answerer: Answerer) -> Color:
+def nothing_of(answerer: Answerer) -> Color:
     """The color that the model's tower takes for nothing: its mean, where it is known."""
     mean = getattr(getattr(answerer, "encode", None), "mean", None)
     if mean is None:
@@ -135,7 +135,7 @@ def warning(blank: dict[str, Any]) -> str | None:
     few = " Ask more of them." if paired["n"] < FEW else ""
     return (
         f"As far as {paired['n']} questions tell, the model answers as well without seeing: "
-        f"{value + added:.1%} right with the pictures, {value:.1%} with grey ones in their place "
+        f"{value + added:.1%} right with the pictures, {value:.1%} with blank ones in their place "
         f"({100 * added:+.1f} points, 95% interval {100 * low:+.1f} to {100 * high:+.1f}).{few} "
         "What it has learned may all be in the words: ask what only the picture tells, and train tower or "
         "connector longer."

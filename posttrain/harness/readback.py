@@ -16,7 +16,7 @@ from posttrain.evaluate.runfolder import Estimate, Record, Run, json_lines
 from posttrain.types import PosttrainError
 
 ROWS, ANSWERS, VERDICTS = "rows.jsonl", "answers.jsonl", "verdicts.jsonl"
-BLIND = {"blank": "with grey pictures", "shuffled": "with others' pictures"}
+BLIND = {"blank": "with blank pictures", "shuffled": "with others' pictures"}
 SENTENCE = 2_000  # characters of a warning at most
 JUDGEMENTS = ("right", "wrong", "open", "failed")
 

@@ -159,7 +159,7 @@ def test_many_pictures_of_one_question_are_cut(seeing: Path) -> None:
 
 def test_the_page_tells_what_is_right_without_seeing(seeing: Path) -> None:
     page = write_report(seeing).read_text()
-    assert "grey pictures; the real ones add +5.0 [-10.0, +20.0]" in page
+    assert "blank pictures; the real ones add +5.0 [-10.0, +20.0]" in page
     assert "Does it see?" in page
     assert "without seeing &lt;b&gt;. The tower is blind: alas." in page
     for title in ("Image tokens&#x27; rank", "Pictures&#x27; distance", "Image tokens&#x27; length"):
@@ -171,7 +171,7 @@ def test_the_terminal_tells_it_too(seeing: Path) -> None:
     told = summary(seeing)
     assert (
         "blank     40.0% [30.0% to 50.0%] -> 40.0% [30.0% to 50.0%]   "
-        "(grey pictures; the real ones add +5.0 [-10.0, +20.0] points)" in told
+        "(blank pictures; the real ones add +5.0 [-10.0, +20.0] points)" in told
     )
     assert "shuffled  30.0%" in told
     assert f"sees?     {SAID}" in told and "sees?     The tower is blind: alas." in told
@@ -197,7 +197,7 @@ def test_a_damaged_record_adds_nothing(found: Any) -> None:
 def test_a_run_of_words_has_none_of_it(fake_run: Callable[..., Path]) -> None:
     folder = fake_run(steps=20, n=8)
     page, told = write_report(folder).read_text(), summary(folder)
-    for word in ("<symbol", "Does it see?", "grey pictures", "Image tokens", 'class="pictures"'):
+    for word in ("<symbol", "Does it see?", "blank pictures", "Image tokens", 'class="pictures"'):
         assert word not in page, word
     assert "sees?" not in told and "blank" not in told
 
@@ -217,10 +217,10 @@ def test_stages_show_pictures_and_blank_answers(fake_stages: Callable[..., Path]
             result["after"] |= {"blank": BLANK, "warnings": [SAID]}
             path.write_text(json.dumps(result))
     told = stages_table(folder)
-    assert "40% [30–50]" in told and "blank: the same with grey pictures" in told
+    assert "40% [30–50]" in told and "blank: the same with blank pictures" in told
     assert max(map(len, told.splitlines())) <= 110
     page = write_stages_report(folder).read_text()
     images = re.findall(r"data:image/\w+;base64,[\w+/=]+", page)
     assert len(images) == len(set(images)) > 0
-    assert "Blank: accuracy with grey pictures." in page
-    assert "With grey pictures" in page and "without seeing &lt;b&gt;" in page
+    assert "Blank: accuracy with blank pictures." in page
+    assert "With blank pictures" in page and "without seeing &lt;b&gt;" in page

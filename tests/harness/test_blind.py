@@ -15,7 +15,7 @@ from posttrain import measure
 from posttrain.evaluate.harness import evaluate, judge_specs
 from posttrain.evaluate.metrics import paired
 from posttrain.harness.answer import Answer
-from posttrain.harness.blind import against, blank, blind, grey_of, replaced, shuffled, warning
+from posttrain.harness.blind import against, blank, blind, nothing_of, replaced, shuffled, warning
 from posttrain.harness.comparison import mcnemar
 from posttrain.harness.page import write_page
 from posttrain.harness.show import table
@@ -92,7 +92,7 @@ def test_a_model_that_reads_the_words_alone_is_found_out(judge: Any) -> None:
     assert [found[key]["accuracy"] for key in ("strict", "blank", "shuffled")] == [1.0, 1.0, 1.0]
     assert found["blank"]["paired"]["difference"] == 0
     [said] = found["warnings"]
-    assert "answers as well without seeing: 100.0% right with the pictures, 100.0% with grey" in said
+    assert "answers as well without seeing: 100.0% right with the pictures, 100.0% with blank" in said
 
 
 def test_a_model_that_looks_passes(judge: Any) -> None:
@@ -146,7 +146,7 @@ def test_a_blank_picture_is_the_towers_mean_and_of_the_same_size() -> None:
     assert image.size == (8, 6)
     assert image.getcolors() == [(48, (128, 64, 0))]  # 0.5, 0.25 and 0 of 255
     none: Any = Model(looks, mean=None)
-    assert grey_of(none) == GREY
+    assert nothing_of(none) == GREY
     turned = Image.new("RGB", (4, 9))
     exif = turned.getexif()
     exif[0x0112] = 6  # a quarter turn
@@ -258,7 +258,7 @@ def test_eval_blind_writes_beside_the_real_answers(tmp_path: Path) -> None:
     assert result["blind"]["blank"]["value"] == 0.0
     assert result["blind"]["shuffled"]["value"] < 0.2  # a pair may be the same question by chance
     assert not [one for one in result["warnings"] if "without seeing" in one]
-    assert "with grey pictures" in table(folder)
+    assert "with blank pictures" in table(folder)
     page = write_page(folder).read_text()
     assert page.count("the real ones add +100.0") >= 1
     shown = json.loads(page.split('id="data">')[1].split("</script>")[0])

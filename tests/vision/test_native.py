@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from posttrain import models
-from posttrain.harness.blind import blank, grey_of
+from posttrain.harness.blind import blank, nothing_of
 from posttrain.multimodal import features, image_token
 from posttrain.picture import Picture
 from posttrain.recipe import Vision
@@ -143,14 +143,12 @@ def test_settings_that_do_not_fit_are_refused(home: Path) -> None:
         Vision(tower="navit", most_pixels=1000)
 
 
-def test_examples_ask_for_one_number_of_tokens(home: Path) -> None:
-    model, tokenizer = opened()
-    encode: Any = models.encoder(model, tokenizer)
-    with pytest.raises(PosttrainError, match="resize: native gives each its own"):
-        encode.count  # noqa: B018
-    model, tokenizer = opened(resize="fit")
-    encode = models.encoder(model, tokenizer)
-    assert encode.count == 16 and all(encode(asked(size)).count(encode.token) == 16 for size in SIZES)
+@pytest.mark.parametrize("resize", ["native", "fit"])
+def test_the_tokens_of_a_picture_alone_are_those_in_its_prompt(home: Path, resize: Any) -> None:
+    encode: Any = models.encoder(*opened(resize=resize))
+    told = [encode.tokens(picture(*size)) for size in SIZES]
+    assert [len(some) for some in told] == [encode(asked(size)).count(encode.token) for size in SIZES]
+    assert (len({len(some) for some in told}) > 1) == (resize == "native")
 
 
 def test_a_tower_of_one_size_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,6 +167,6 @@ def test_a_tower_of_one_size_is_refused(home: Path, monkeypatch: pytest.MonkeyPa
 def test_a_blank_picture_has_the_towers_mean() -> None:
     model, tokenizer = opened(settings=SMALL | {"mean": [1.0, 0.5, 0.0]})
     answerer: Any = SimpleNamespace(encode=models.encoder(model, tokenizer))
-    assert grey_of(answerer) == (255, 128, 0)
-    nothing = answerer.encode.pixels(blank(picture(8, 8), grey_of(answerer)).open())
+    assert nothing_of(answerer) == (255, 128, 0)
+    nothing = answerer.encode.pixels(blank(picture(8, 8), nothing_of(answerer)).open())
     assert nothing.abs().max() < 0.01
