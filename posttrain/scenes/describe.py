@@ -1,6 +1,7 @@
 """What there is to see, said in a fixed order: captions, to teach a fresh tower and connector. No reward.
 
-With `boxes` every shape is told by itself, with its box in whole percent of the picture.
+With `boxes` every shape is told by itself, with its box in whole percent of the picture. The order is that of
+names and not of places: it teaches where a thing is, and not only what is at a place.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ def draw(
     if boxes:
         told = [
             f"{c} {s} {json.dumps([round(100 * edge / pixels) for edge in box_of(spot)])}"
-            for (c, s), spot in sorted(zip(shown, spots, strict=True), key=lambda one: one[1][:2])
+            for (c, s), spot in sorted(
+                zip(shown, spots, strict=True), key=lambda one: (known.index(one[0]), one[1])
+            )
         ]
         return image, {"question": "What is where in the picture?", "answer": "; ".join(told)}
     counted = sorted(Counter(shown).items(), key=lambda one: known.index(one[0]))

@@ -394,6 +394,8 @@ def test_captions_with_boxes_say_where() -> None:
             color, kind, box = part.split(" ", 2)
             told.append((color, kind, tuple(json.loads(box))))
         assert set(told) == seen and len(told) == len(seen)
+        sorts = [([*COLORS].index(color), kind) for color, kind, _ in told]  # kinds' order is the alphabet's
+        assert sorts == sorted(sorts)
 
 
 @pytest.mark.parametrize("name", ["count", "describe", "locate"])
