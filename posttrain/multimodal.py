@@ -129,8 +129,6 @@ def joined(pictures: Sequence[Seen]) -> dict[str, Tensor]:
 def inputs(model: PreTrainedModel, ids: Tensor, prompts: Sequence[list[int]]) -> dict[str, Tensor]:
     """What a model's own forward takes for rows ids [B, T] that begin with these prompts, B of them."""
     pictures = shown(prompts)
-    if not pictures:
-        return {"input_ids": ids}
     if len(list(_alike(pictures))) > 1:
         there = ids == image_token(model)
         embedded: Any = model.get_input_embeddings()(ids)
@@ -141,10 +139,12 @@ def inputs(model: PreTrainedModel, ids: Tensor, prompts: Sequence[list[int]]) ->
 
 def beside(model: PreTrainedModel, ids: Tensor, pictures: Sequence[Seen]) -> dict[str, Tensor]:
     """What a model's own forward takes beside rows of ids; raises as `joined`."""
+    if not pictures:
+        return {}
     there = (ids == image_token(model)).long()
     taken = inspect.signature(type(model).forward).parameters
     given = {name: x.to(ids.device) for name, x in joined(pictures).items()}
-    return given | {name: there for name in _KINDS if name in taken and pictures}
+    return given | {name: there for name in _KINDS if name in taken}
 
 
 def turns_by_axes(model: PreTrainedModel) -> bool:

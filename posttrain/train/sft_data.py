@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 Example = dict[str, Any]
 MARKS = ("«", "»")
-MARKED = -1  # in the place of a picture's tokens, where they are taken out again
 GREEN = ("\033[32m", "\033[0m")  # for a terminal
 
 log = logging.getLogger(__name__)
@@ -197,11 +196,12 @@ def shown(
         return f"(nothing of this example carries loss within max_length {settings.max_length})"
     ids, labels = data[0]["input_ids"], data[0]["labels"]
     if eyes is not None:
+        after_last = 0
         for picture in pictures_of(example):
             tokens = eyes.tokens(picture)
-            at = next(i for i in range(len(ids)) if ids[i : i + len(tokens)] == tokens)
-            ids[at : at + len(tokens)], labels[at : at + len(tokens)] = [MARKED], [-100]
-        ids = [eyes.token if i == MARKED else i for i in ids]
+            at = next(i for i in range(after_last, len(ids)) if ids[i : i + len(tokens)] == tokens)
+            ids[at : at + len(tokens)], labels[at : at + len(tokens)] = [eyes.token], [-100]
+            after_last = at + 1
     learned = [i > 0 and label != -100 for i, label in enumerate(labels)]  # nothing predicts the first token
     before, after = marks
     parts, start, read = [], 0, ""

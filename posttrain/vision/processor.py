@@ -102,7 +102,7 @@ class Reader:
             told: Any = [p if p["type"] == "text" else {"type": "image"} for p in parts]
         else:
             told = "".join(p["text"] if p["type"] == "text" else self.mark for p in parts)
-        return {"role": message["role"], "content": told}
+        return {**message, "content": told}
 
     def tokens(self, one: Picture) -> list[int]:
         """What a picture becomes in the text."""

@@ -165,3 +165,13 @@ def test_a_damaged_picture_is_named_before_any_update(tmp_path: Path, family: An
     broken = Picture(b"GIF89a", None)
     with pytest.raises(PosttrainError, match="no image"):
         prepared([asked(broken, answer="x")], tokenizer, SETTINGS, eyes=models.reader(model, tokenizer))
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl"])
+def test_what_else_a_message_says_reaches_the_template(family: Any, name: str, tmp_path: Path) -> None:
+    family(name).save(tmp_path)
+    model, tokenizer = models.load(str(tmp_path))
+    tokenizer.chat_template = f"{{{{ messages[0].name }}}}{tokenizer.chat_template}"
+    example = {**EXAMPLES[2], "prompt": [{**EXAMPLES[2]["prompt"][0], "name": "Ada"}]}
+    told = shown(example, tokenizer, SETTINGS, eyes=models.reader(model, tokenizer))
+    assert told.startswith("Ada") and told.endswith("«none<|end|>»"), told
