@@ -60,7 +60,7 @@ def _message(message: Any, where: str, folder: Path | None) -> Message:
             made += [
                 {"type": "image", "image": one} for one in cells_as_pictures([part["image"]], where, folder)
             ]
-    return {"role": message["role"], "content": made}
+    return {**message, "content": made}  # type: ignore[return-value] - checked above
 
 
 def _is_part(part: Any) -> bool:
@@ -144,7 +144,7 @@ def _before(messages: list[Message], pictures: Sequence[Picture], where: str) ->
     if at is None:
         raise PosttrainError(f"{where}: no user message for the row's pictures")
     first: list[Part] = [{"type": "image", "image": picture} for picture in pictures]
-    made: Message = {"role": "user", "content": [*first, *_parts(messages[at])]}
+    made: Message = {**messages[at], "content": [*first, *_parts(messages[at])]}
     return [*messages[:at], made, *messages[at + 1 :]]
 
 
@@ -167,4 +167,4 @@ def _filled(message: Message, left: Any) -> Message:
                 made.append({"type": "image", "image": next(left)})
             if text:
                 made.append({"type": "text", "text": text})
-    return {"role": message["role"], "content": made}
+    return {**message, "content": made}

@@ -86,7 +86,14 @@ def check(model: Model) -> None:
     places.resolve(model.name)
     if model.vision is not None:
         eyes = model.vision
-        _vision().check(eyes.tower, eyes.settings, eyes.connector, eyes.tokens)
+        _vision().check(
+            eyes.tower,
+            eyes.settings,
+            connector=eyes.connector,
+            tokens=eyes.tokens,
+            resize=eyes.resize,
+            most_pixels=eyes.most_pixels,
+        )
 
 
 def of_recipe(model: Model) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from posttrain import models
 from posttrain.pipeline import run
 from posttrain.recipe import load_recipe
 
@@ -40,6 +41,22 @@ CASES = {
         "sampling.completions=5",
         "evaluate.every=1",
     ),
+    # Half of the prompts show a picture, and only what sees learns: of the others it has no gradient.
+    "seeing": (
+        "rewards.0={use: %s:even}",
+        "model.vision={tower: vit, connector: linear}",
+        "model.vision.settings={image_size: 32, patch: 8, width: 32, depth: 1, heads: 2}",
+        "data.images=[image]",
+        "data.train={source: 'scenes:count', size: 16, seed: 1}",
+        "data.train.args={pixels: 32, most: 2, distractors: 1}",
+        "data.also=[{source: 'reasoning_gym:chain_sum', images: [], size: 16, seed: 1}]",
+        "data.heldout={size: 8, seed: 2}",
+        "train.rates={tower: 1e-3, connector: 1e-3, language: 0}",
+        "train.prompts=3",
+        "train.rounds=1",
+        "train.steps=4",
+        "train.tokens=100",
+    ),
 }
 
 
@@ -62,7 +79,9 @@ def free_port() -> int:
 def test_two_processes_train_what_one_does(case: str, tmp_path: Path, home: Path, one_process: None) -> None:
     (tmp_path / "mine.py").write_text(REWARD)
     overrides = [text.replace("%s", str(tmp_path / "mine.py")) for text in CASES[case]]
-    run(load_recipe("tiny/tiny", settings(tmp_path / "one", overrides)))
+    recipe = load_recipe("tiny/tiny", settings(tmp_path / "one", overrides))
+    models.save(*models.of_recipe(recipe.model), tmp_path / "start" / "model")
+    run(recipe)
     # On a machine without GPUs, `accelerate launch --cpu` starts a single process unless MPI starts them;
     # --multi_gpu stands for "several processes on this machine", and they find that there is no GPU.
     several = ["--multi_gpu", "--num_processes", "2", "--main_process_port", str(free_port())]
@@ -89,8 +108,8 @@ def test_two_processes_train_what_one_does(case: str, tmp_path: Path, home: Path
                 assert theirs[key] == value, key
     assert sum(record.get("signal", 0) for record in one) > 2, "nothing was learnt, so nothing is compared"
 
-    start = load_file(home / "tiny-1" / "model.safetensors")
-    ours, theirs = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
+    ends = (tmp_path / name / "model" / "model.safetensors" for name in ("start", "one", "two"))
+    start, ours, theirs = map(load_file, ends)
     moved = torch.cat([(ours[name] - start[name]).flatten() for name in start])
     apart = torch.cat([(ours[name] - theirs[name]).flatten() for name in start])
     assert moved.norm() > 0.01

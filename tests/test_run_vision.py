@@ -57,6 +57,8 @@ stages:
         ("model.vision.settings.pach=8", "takes no 'pach'; did you mean 'patch'"),
         ("model.vision.connector=pixel_shufle", "did you mean 'pixel_shuffle'"),
         ("model.vision.tokens=15", "15"),
+        ("model.vision={tower: navit, resize: native, most_pixels: 60}", "60 pixels do not hold one patch"),
+        ("model.vision={tower: swin, resize: native}", "'swin' does not take one of 32 x 32 pixels"),
     ],
 )
 @pytest.mark.parametrize("kind", ["sft", "grpo", "eval", "sample"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from collections import Counter
@@ -25,16 +26,16 @@ from posttrain.train.packing import TrainGroup, TrainRow, pack
 from posttrain.types import Encoded, Prompt
 from posttrain.vision.connector import Connector
 from posttrain.vision.health import alarms, health
+from posttrain.vision.hub import HubReader
 from posttrain.vision.importance import gradient_times_input, overlay, to_patches
 from posttrain.vision.processor import Processor
-from posttrain.vision.towers import Tower
 
 log = logging.getLogger(__name__)
 
 Encode = Callable[[Prompt], list[int]]
 Grid = tuple[int, int]
 
-PICTURES = 64  # of the held-out ones, whose tokens are measured
+PICTURES, TOKENS = 64, 256  # of the held-out pictures, and of the tokens of each, so many are measured
 LONGEST = 512  # tokens of a completion whose probability is explained
 COPIES = 1000  # held-out prompts whose pictures are kept with the run
 LOOKED = 6  # samples of which it is kept where the model looked
@@ -42,14 +43,15 @@ LOOKED = 6  # samples of which it is kept where the model looked
 
 @torch.no_grad()
 def tower_tokens(model: PreTrainedModel, prompts: Sequence[Prompt], encode: Encode) -> Tensor | None:
-    """The tower's tokens [B, N, D] of the first pictures, those of the most frequent N; None without any."""
+    """The tower's tokens [B, N, D] of the first pictures, those of the most frequent N; None without any. Of
+    many, such as tiles', every second or third is taken."""
     device = model.device
     found: list[Tensor] = []
     for picture in islice((one for prompt in prompts for one in shown([encode(prompt)])), PICTURES):
         inputs: dict[str, Any] = {name: x.to(device) for name, x in picture.items()}
         made: Any = model.get_image_features(**inputs, return_dict=True)  # pyright: ignore[reportCallIssue]
-        tokens = made.last_hidden_state
-        found.append(tokens.reshape(-1, tokens.shape[-1]).float())
+        tokens = made.last_hidden_state.flatten(0, -2)
+        found.append(tokens[:: math.ceil(len(tokens) / TOKENS)].float())
     if not found:
         return None
     (usual, _), *_ = Counter(tokens.shape for tokens in found).most_common(1)
@@ -70,7 +72,8 @@ def where_it_looked(
     model: PreTrainedModel, encode: Any, prompt: Prompt, completion: str, marks: Marks
 ) -> bytes | None:
     """A PNG of the prompt's picture under the importance of its patches, with boxes; None where there is no
-    one picture, no completion, or no grid that its image tokens stand for.
+    one picture, no completion, or no grid of all of the picture that its image tokens stand for: a family of
+    the Hub may cut it into tiles, or its sides off.
 
     The picture is as the tower got it. Importance is gradient x input of the completion's log-probability at
     the image tokens (importance.gradient_times_input), shared out among the patches that went into them.
@@ -84,6 +87,8 @@ def where_it_looked(
         return None
     scores, grid = looked
     image = prompt.pictures[0].open()
+    if isinstance(encode, HubReader) and encode.crops and image.width != image.height:
+        return None
     predicted, true = marks.predicted, marks.true
     if isinstance(encode, Processor):
         scaled = encode.scaled(image)
@@ -101,8 +106,8 @@ def _scores(model: PreTrainedModel, prompt: Encoded, answer: list[int]) -> tuple
         with torch.no_grad():
             pixels = prompt.pictures[0]["pixel_values"].to(model.device)
             tokens = tower(pixels, return_dict=True).last_hidden_state
-            inner = getattr(tower, "tower", None)
-            grid = inner.grid(*pixels.shape[-2:]) if isinstance(inner, Tower) else connector.grid
+            inner: Any = tower.tower
+            grid = inner.grid(*pixels.shape[-2:])
         tokens.requires_grad_()
         made = connector(tokens, grid)
         with torch.no_grad():
@@ -112,7 +117,8 @@ def _scores(model: PreTrainedModel, prompt: Encoded, answer: list[int]) -> tuple
             return gradient_times_input(along, along_gradient[0]), grid
         return to_patches(gradient_times_input(made[0], made_gradient[0]), member[0]), grid
     side = math.isqrt(count)
-    if side * side != count or turns_by_axes(model):
+    frames = math.prod(prompt.pictures[0]["pixel_values"].shape[:-3])
+    if side * side != count or frames != 1 or turns_by_axes(model):
         return None
     with torch.no_grad():
         made = features(model, prompt.pictures, count)
@@ -177,7 +183,8 @@ def keep_where_it_looked(
         size = prompt.pictures[0].open().size
         made = where_it_looked(model, encode, prompt, record["completion"], marks(record, size))
         if made is not None:
-            name = f"{prompt.pictures[0].digest[:NAME]}-looked"
+            of = hashlib.sha256(prompt.id.encode()).hexdigest()[:8]  # others may ask about the same picture
+            name = f"{prompt.pictures[0].digest[:NAME]}-{of}-looked"
             (folder / FOLDER).mkdir(exist_ok=True)
             replace_bytes(folder / FOLDER / f"{name}.png", made)
             record["looked"] = name

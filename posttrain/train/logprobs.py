@@ -18,7 +18,19 @@ from transformers import PreTrainedModel
 
 from posttrain import attention, decoder
 from posttrain.attention import NotPackable, attending
-from posttrain.multimodal import BANNED, banned, body, example, inputs, put, seen, sees, turns_by_axes
+from posttrain.multimodal import (
+    BANNED,
+    banned,
+    body,
+    example,
+    inputs,
+    parts,
+    put,
+    seen,
+    sees,
+    shown,
+    turns_by_axes,
+)
 from posttrain.profile import count_tokens, span
 from posttrain.train.packing import PackedBatch, TrainGroup, TrainRow, pack
 from posttrain.types import PosttrainError
@@ -56,6 +68,8 @@ class Policy(nn.Module):
                 self.why_not,
             )
         self.layers = _decoder_layers(model) if self.packed else None
+        of = parts(model) if sees(model) else {}
+        self.eyes = [p for part in ("tower", "connector") for p in of.get(part, ())]
         if recompute and self.layers is None:
             self._check_recomputing()
 
@@ -65,8 +79,21 @@ class Policy(nn.Module):
         own = self.recompute and self.layers is None and torch.is_grad_enabled()
         with attention.recomputing(self.model) if own else nullcontext():
             if not self.packed:
-                return padded_logprobs(self.model, batch, self.temperature)
-            return packed_logprobs(self.model, batch, self.temperature, self.layers, not self.recompute)
+                logp, entropy = padded_logprobs(self.model, batch, self.temperature)
+            else:
+                keep = not self.recompute
+                logp, entropy = packed_logprobs(self.model, batch, self.temperature, self.layers, keep)
+        return logp + self._unseen(batch) if torch.is_grad_enabled() and self.eyes else logp, entropy
+
+    def _unseen(self, batch: PackedBatch) -> Tensor | float:
+        """0, with a gradient of zero for what learns of tower and connector and may have no other: words hang
+        on neither, and pictures not on a tower's last layers where an earlier one is read. Processes wait for
+        the gradient of every weight that learns, and the loss of words alone may hang on none."""
+        learn = [p for p in self.eyes if p.requires_grad]
+        alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+        if not learn or (alone and shown([g.prompt for g in batch.groups])):
+            return 0.0
+        return torch.stack([p.flatten()[0].to(torch.float32) * 0 for p in learn]).sum()
 
     def _check_recomputing(self) -> None:
         """

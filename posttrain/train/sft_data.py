@@ -104,7 +104,7 @@ def prepared(
     data = data.select_columns(["row", "input_ids", "labels"])
     if eyes is None:
         return data
-    how = {"eyes": eyes, "most": settings.max_length, "shown": shown}
+    how = {"eyes": eyes, "most": settings.max_length, "shown": shown, "chats": form != "text"}
     with quiet():  # nothing is kept on disk, so there is no need of a name that the pictures are part of
         return data.map(_spread, batched=True, fn_kwargs=how, new_fingerprint=secrets.token_hex(8))
 
@@ -127,8 +127,8 @@ def _check_alone(shown: Mapping[int, Sequence[Picture]], settings: SftTrain) -> 
         return
     what = f"example {many} has several of them" if settings.rows == 1 else "set train.rows to 1"
     raise PosttrainError(
-        f"with model.vision.resize: native pictures have shapes of their own, so a batch holds one: {what}, "
-        "or set resize to square, fit or crop"
+        f"this model takes pictures in shapes of their own, so a batch holds one: {what}; or, if it is "
+        "model.vision.resize: native that does it, set that to square, fit or crop"
     )
 
 
@@ -140,12 +140,19 @@ def _worded(example: Example, form: str, eyes: Reader) -> Example:
 
 
 def _spread(
-    rows: Mapping[str, list[Any]], eyes: Reader, most: int, shown: Mapping[int, Sequence[Picture]]
+    rows: Mapping[str, list[Any]],
+    eyes: Reader,
+    most: int,
+    shown: Mapping[int, Sequence[Picture]],
+    chats: bool,
 ) -> dict[str, list[Any]]:
     """Rows with all tokens of their pictures, cut to `most`, less those that lose a picture or all loss."""
     made: dict[str, list[Any]] = {"row": [], "input_ids": [], "labels": []}
     for row, ids, labels in zip(rows["row"], rows["input_ids"], rows["labels"], strict=True):
         pictures = shown.get(row, ())
+        if chats:
+            ids = eyes.begun(ids)
+            labels = [*[-100] * (len(ids) - len(labels)), *labels]
         if (there := ids.count(eyes.token)) != len(pictures):
             raise PosttrainError(
                 f"example {row} has {len(pictures)} pictures, but its text has {there} times the token of "

@@ -10,8 +10,9 @@ import json
 import sys
 import tempfile
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import transformers
 from transformers import AutoImageProcessor, PreTrainedModel, PreTrainedTokenizerFast
@@ -23,6 +24,9 @@ from posttrain.picture import Picture
 from posttrain.types import PosttrainError
 from posttrain.vision.processor import Reader, Shown
 from posttrain.vision.towers import Pixel
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 PROCESSOR, IMAGES, TEMPLATE = "processor_config.json", "preprocessor_config.json", "chat_template.json"
 FILES = (PROCESSOR, IMAGES, "video_preprocessor_config.json", TEMPLATE)
@@ -82,21 +86,42 @@ class HubReader(Reader):
     def shown(self, one: Picture) -> Shown:
         if self._processor is None:
             raise PosttrainError(f"{one.name}: {self._wrong}")
-        made = self._processor(
-            images=[one.open()],
-            text=[self._processor.image_token],
-            return_tensors="pt",
-            add_special_tokens=False,
-        )
+        image = one.open()
+        try:
+            return self._made(image)
+        except Exception as error:  # each family's way to refuse, such as a side 200 times the other
+            said = " ".join(str(error).split())[:300]
+            raise PosttrainError(
+                f"{one.name}: the model's own processor refuses the picture ({said}); leave its row out"
+            ) from None
+
+    def _made(self, image: Image.Image) -> Shown:
+        text = [self._processor.image_token]
+        made = self._processor(images=[image], text=text, return_tensors="pt", add_special_tokens=False)
         seen: Seen = {name: made[name] for name in made if name in self._takes}
         if "pixel_attention_mask" in seen:  # [1, tiles, …]: the tiles of several pictures are joined
             seen = {name: x.transpose(0, 1) for name, x in seen.items()}
         return made["input_ids"][0].tolist(), seen
 
-    def templated(self, messages: list[dict[str, Any]]) -> list[int]:
-        text: Any = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        begun = self.tokenizer.bos_token is not None and text.startswith(self.tokenizer.bos_token)
-        return self.tokenizer.encode(text, add_special_tokens=not begun)
+    @cached_property
+    def varies(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """See Reader: tried on two pictures. False where the processor does not run."""
+        from PIL import Image
+
+        if self._processor is None:
+            return False
+        square, wide = (self._made(Image.new("RGB", (side, 128)))[1] for side in (128, 512))
+        return any(square[name].shape[1:] != wide[name].shape[1:] for name in square)
+
+    @property
+    def crops(self) -> bool:
+        """Whether the processor cuts off the ends of the longer side."""
+        return bool(getattr(self._processor.image_processor, "do_center_crop", False))
+
+    def begun(self, ids: list[int]) -> list[int]:
+        first = self.tokenizer.encode("")[:1]
+        puts = first == [self.tokenizer.bos_token_id]
+        return [*first, *ids] if puts and ids[:1] != first else ids
 
 
 def _processor(config: Any, tokenizer: PreTrainedTokenizerFast, found: Mapping[str, bytes]) -> Any:

@@ -84,13 +84,24 @@ def connector_for(tower: Tower, kind: str, into: int, tokens: int | None) -> con
     return connectors.build(kind, width=tower.width, into=into, tokens=tokens, grid=grid)
 
 
-def check(tower: str, settings: Mapping[str, Any], connector: str, tokens: int | None) -> None:
+def check(
+    tower: str,
+    settings: Mapping[str, Any],
+    *,
+    connector: str,
+    tokens: int | None,
+    resize: str,
+    most_pixels: int | None,
+) -> None:
     """What can be told of eyes before any weights are there; raises as `assemble`."""
     if tower not in towers.names():
         place_of(tower)
         return
     with torch.device("meta"):
-        connector_for(towers.build(tower, settings), connector, 1, tokens)
+        empty = towers.build(tower, settings)
+        between = connector_for(empty, connector, 1, tokens)
+    if resize == "native":
+        _check_native(tower, empty, between.block, most_pixels)
 
 
 def assemble(
@@ -121,7 +132,9 @@ def assemble(
     text: Any = language.config
     between = connector_for(seeing.tower, connector, text.hidden_size, tokens)
     if resize == "native":
-        _check_native(seeing, between, most_pixels)
+        with torch.device("meta"):
+            empty = TowerModel(seeing.config).tower
+        _check_native(seeing.config.kind, empty, between.block, most_pixels)
     config = VisionLanguageConfig(
         vision_config=seeing.config,
         text_config=text,
@@ -142,23 +155,29 @@ def assemble(
     return model.eval()
 
 
-def _check_native(seeing: TowerModel, between: connectors.Connector, most_pixels: int | None) -> None:
+def _check_native(kind: str, empty: Tower, block: int, most_pixels: int | None) -> None:
     """
+    Args:
+        empty: the tower on the device meta.
+        block: patches that the connector makes one token of, each way.
+
     Raises:
-        PosttrainError: the tower takes no image that is wider than high, or the bound is below one token.
+        PosttrainError: the tower takes no image of one token, or none that is wider than high; or the bound
+            is below one token.
     """
-    tower, step = seeing.tower, seeing.tower.stride * between.block
-    native_size(step, step, step, most_pixels or tower.image_size**2)
-    size = (max(step, tower.image_size // step * step), tower.image_size // step * step + step)
-    try:
-        with torch.device("meta"), torch.no_grad():
-            TowerModel(seeing.config).tower(torch.empty(1, 3, *size))
-    except Exception as error:  # any tower's way to refuse
-        raise PosttrainError(
-            f"resize: native gives images of any shape, and the tower {seeing.config.kind!r} does not take "
-            f"one of {size[0]} x {size[1]} pixels ({' '.join(str(error).split())[:100]}); take square, fit "
-            "or crop, or another tower, such as navit"
-        ) from None
+    step = empty.stride * block
+    native_size(step, step, step, most_pixels or empty.image_size**2)
+    high = max(step, empty.image_size // step * step)
+    for size in ((step, step), (high, high + step)):
+        try:
+            with torch.device("meta"), torch.no_grad():
+                empty(torch.empty(1, 3, *size))
+        except Exception as error:  # any tower's way to refuse
+            raise PosttrainError(
+                f"resize: native gives images of any shape, and the tower {kind!r} does not take one of "
+                f"{size[0]} x {size[1]} pixels ({' '.join(str(error).split())[:100]}); take square, fit or "
+                "crop, or another tower, such as navit"
+            ) from None
 
 
 def _mark(language: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> int:

@@ -92,6 +92,11 @@ class Reader:
     def templated(self, messages: list[dict[str, Any]]) -> list[int]:
         """Token ids of messages through the chat template, an image's token at the place of each."""
         ids: Any = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        return self.begun(ids)
+
+    def begun(self, ids: list[int]) -> list[int]:
+        """A chat's ids, from its template's own: those of a family of the Hub begin with the token that its
+        tokenizer puts before any text, whether or not the template writes it."""
         return ids
 
     def told(self, message: Message) -> dict[str, Any]:

@@ -22,6 +22,9 @@ from posttrain.train.logprobs import Policy
 from posttrain.types import Encoded, Prompt
 from posttrain.vision.health import health
 from posttrain.vision.importance import PREDICTED, TRUE
+from tests.vision.conftest import family
+
+__all__ = ["family"]
 
 SETTINGS = {"image_size": 16, "patch": 4, "width": 16, "depth": 1, "heads": 2}
 
@@ -192,6 +195,46 @@ def test_where_it_looked_is_kept_for_few_that_the_report_shows(tmp_path: Path) -
     assert len(named) == len(set(named)) == looking.LOOKED - 1, "one of the six shows no picture"
     assert all((tmp_path / "pictures" / f"{name}.png").is_file() for name in named)
     assert "looked" not in records[0]
+
+
+def test_two_questions_about_one_picture_have_a_drawing_each(tmp_path: Path) -> None:
+    model, tokenizer = seeing()
+    asked = [prompt(str(i), picture(0)) for i in range(2)]
+    records: list[dict[str, Any]] = [
+        {"id": one.id, "completion": str(i), "strict": True, "answer": "3"} for i, one in enumerate(asked)
+    ]
+    (tmp_path / "samples.jsonl").write_text("")
+    looking.keep_where_it_looked(tmp_path, model, models.encoder(model, tokenizer), asked, records)
+    drawn = {(tmp_path / "pictures" / f"{record['looked']}.png").read_bytes() for record in records}
+    assert len(drawn) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "drawn"),
+    [
+        ("llava", (32, 32), True),
+        ("llava", (64, 32), False),  # its sides are cut off
+        ("internvl", (32, 32), True),
+        ("internvl", (96, 32), False),  # three tiles and the whole: 4 x 4 tokens that are no grid
+    ],
+)
+def test_a_familys_picture_is_drawn_where_it_saw_all_of_it(
+    family: Any, name: str, size: tuple[int, int], drawn: bool, tmp_path: Path
+) -> None:
+    model, tokenizer = models.load(family(name).save(tmp_path))
+    encode: Any = models.encoder(model, tokenizer)
+    Policy(model.eval())
+    asked = prompt("0", picture(1, size))
+    assert math.isqrt(count := encode(asked).count(encode.token)) ** 2 == count
+    made = looking.where_it_looked(model, encode, asked, "3", Marks())
+    assert (made is not None) is drawn
+
+
+def test_many_tokens_of_a_picture_are_thinned_out(monkeypatch: Any) -> None:
+    model, tokenizer = seeing()
+    monkeypatch.setattr(looking, "TOKENS", 6)
+    tokens = looking.tower_tokens(model, [prompt("0", picture(0))], models.encoder(model, tokenizer))
+    assert tokens is not None and tokens.shape == (1, 6, 16), "every third of 16"
 
 
 # --- what an answer points at ---

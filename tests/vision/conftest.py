@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as t
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from posttrain.vision.hub import of_images
 
@@ -18,25 +18,30 @@ PARTS = (
     "{% for p in m.content %}{% if p.type == 'image' %}IMAGE{% else %}{{ p.text }}{% endif %}{% endfor %}"
     "{% endif %}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-SPECIALS = ["<unk>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "\n"]
+SPECIALS = ["<unk>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<s>", "\n"]
 LETTERS = [*map(chr, range(32, 127)), "é"]
 PIXELS: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 
 
-def tokenizer_with(tokens: dict[str, str], image: str) -> t.PreTrainedTokenizerFast:
-    """Characters are tokens; `tokens` are named ones of their own, as the families' tokenizers have them."""
+def tokenizer_with(tokens: dict[str, str], image: str, bos: str | None = None) -> t.PreTrainedTokenizerFast:
+    """Characters are tokens; `tokens` are named ones of their own, as the families' tokenizers have them.
+
+    bos: goes before every text, as Llama's does; the template does not write it."""
     rows = [f"<row_{i + 1}_col_{j + 1}>" for i in range(4) for j in range(4)]
-    marks = [*SPECIALS[:5], *tokens.values(), *rows]
+    marks = [*SPECIALS[:6], *tokens.values(), *rows]
     vocab = {
         token: i for i, token in enumerate(dict.fromkeys([*SPECIALS, *tokens.values(), *rows, *LETTERS]))
     }
     raw = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     raw.decoder = decoders.Fuse()
+    if bos is not None:
+        raw.post_processor = processors.TemplateProcessing(f"{bos} $A", special_tokens=[(bos, vocab[bos])])
     made = t.PreTrainedTokenizerFast(
         tokenizer_object=raw,
         unk_token="<unk>",
         eos_token="<|end|>",
+        bos_token=bos,
         pad_token="<|end|>",
         extra_special_tokens=tokens,
         chat_template=PARTS.replace("IMAGE", image),
@@ -92,7 +97,7 @@ VIT: dict[str, Any] = {
 
 
 def llava() -> Family:
-    tokenizer = tokenizer_with({"image_token": "<image>"}, "<image>")
+    tokenizer = tokenizer_with({"image_token": "<image>"}, "<image>", bos="<s>")
     config = t.LlavaConfig(
         vision_config=t.CLIPVisionConfig(**VIT, image_size=32, patch_size=8),
         text_config=_text(t.LlamaConfig, tokenizer),
@@ -109,6 +114,29 @@ def llava() -> Family:
         num_additional_image_tokens=1,
     )
     return Family(t.LlavaForConditionalGeneration(config), tokenizer, processor)
+
+
+def llava_next() -> Family:
+    """Pictures are cut into tiles, more of a long one, which stand in a dimension of their own."""
+    tokenizer = tokenizer_with({"image_token": "<image>"}, "<image>")
+    grid = [[32, 64], [64, 32], [64, 64]]
+    config = t.LlavaNextConfig(
+        vision_config=t.CLIPVisionConfig(**VIT, image_size=32, patch_size=8),
+        text_config=_text(t.LlamaConfig, tokenizer),
+        image_token_index=id_of(tokenizer, "<image>"),
+        image_grid_pinpoints=grid,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+    )
+    size: dict[str, Any] = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    processor = t.LlavaNextProcessor(
+        t.LlavaNextImageProcessorPil(**size, image_grid_pinpoints=grid, **PIXELS),
+        tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+    return Family(t.LlavaNextForConditionalGeneration(config), tokenizer, processor)
 
 
 def _tiles(model: Any, config: Any, vision: Any, processor: Any, images: Any, **more: Any) -> Family:
@@ -232,7 +260,8 @@ def qwen3_vl() -> Family:
 
 
 FAMILIES: dict[str, Callable[[], Family]] = {
-    made.__name__: made for made in (llava, idefics3, smolvlm, internvl, qwen2_vl, qwen2_5_vl, qwen3_vl)
+    made.__name__: made
+    for made in (llava, llava_next, idefics3, smolvlm, internvl, qwen2_vl, qwen2_5_vl, qwen3_vl)
 }
 AXES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 

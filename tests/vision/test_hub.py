@@ -128,6 +128,15 @@ def test_a_processor_that_needs_what_is_not_here_says_so(family: Any, tmp_path: 
         encoded(folder, asking(Picture(None, str(png), "train-3")))
 
 
+def test_what_the_processor_refuses_names_the_row(family: Any, tmp_path: Path) -> None:
+    family("qwen2_vl").save(tmp_path)
+    thin = Picture.of(Image.new("RGB", (2010, 10)), "train-5")
+    with pytest.raises(
+        PosttrainError, match="train-5.*refuses the picture .*aspect ratio.*leave its row out"
+    ):
+        encoded(tmp_path, asking(thin))
+
+
 def test_damaged_files_are_no_crash(family: Any, tmp_path: Path, png: Path) -> None:
     folder = tmp_path / "model"
     family("llava").save(folder)
@@ -178,7 +187,7 @@ def test_a_template_that_reads_text_gets_text(family: Any, tmp_path: Path, png: 
     assert not reads_parts(tokenizer, "<image>")
     found = models.encoder(model, tokenizer)(prompt)
     assert found.count(mark_of(model)) == 16
-    assert tokenizer.decode(found) == "<image>" * 16 + "What is it?|"
+    assert tokenizer.decode(found) == "<s>" + "<image>" * 16 + "What is it?|"
 
 
 @pytest.mark.parametrize(

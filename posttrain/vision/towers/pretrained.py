@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
+from contextlib import nullcontext
 from dataclasses import fields
+from threading import Lock
 from typing import Any
 
 import torch
@@ -31,6 +33,7 @@ NORMALIZED = {"clip": CLIP, "clip_vision_model": CLIP}
 NORMALIZED |= dict.fromkeys(("siglip", "siglip_vision_model", "vit"), HALF)
 SAMPLE = 512  # pixels each way: a multiple of every stride of a network that shrinks its maps by twos
 MOST_REGISTERS = 16  # tokens before the patches', the class token among them
+_SHIFTS = Lock()  # Swin's layers change theirs in the forward, and train.ahead runs it in two threads
 
 
 class PretrainedTower(Tower):
@@ -70,11 +73,13 @@ class PretrainedTower(Tower):
                 f"{self._name} takes images of {least * self.stride} pixels each way or more, "
                 f"not {height} × {width}"
             )
-        for layer, window, shift in self._windows:  # an image of one window leaves them without their shift
-            layer.window_size, layer.shift_size = window, shift
         resized = self._interpolates and (height, width) != (self.native, self.native)
         more = {"interpolate_pos_encoding": True} if resized else {}
-        tokens = _tokens(self.model(pixels.to(self.model.dtype), **more).last_hidden_state)[:, self.prefix :]
+        with _SHIFTS if self._windows else nullcontext():
+            for layer, window, shift in self._windows:  # an image of one window leaves them without a shift
+                layer.window_size, layer.shift_size = window, shift
+            found = self.model(pixels.to(self.model.dtype), **more).last_hidden_state
+        tokens = _tokens(found)[:, self.prefix :]
         if tokens.shape[1] != rows * columns:
             raise PosttrainError(
                 f"{self._name} does not cut an image of {height} × {width} pixels into whole tokens; "
