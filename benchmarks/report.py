@@ -40,8 +40,8 @@ def part(cases: dict[str, list[Report]], job: Job, **more: Any) -> Part:
 def summarise(reports: list[Report]) -> dict[str, dict[str, float]]:
     """Per side: medians of the counted rounds, and how many times the first side's rate it takes.
 
-    slower: of tokens a second; the sides have the same (only the race's draw their own). slower_low,
-    slower_high: of rounds that followed each other.
+    slower: of tokens a second, in rounds that followed each other: their median, least (slower_low) and most
+    (slower_high). The sides have the same tokens in a round; only the race's draw their own.
     """
     counted = [r for r in reports if r["repeat"]] or reports
     sides = list(dict.fromkeys(r["side"] for r in reports))
@@ -56,7 +56,7 @@ def summarise(reports: list[Report]) -> dict[str, dict[str, float]]:
             "tokens": _median(mine, lambda r: r["tokens"]),
             "rate": _median(mine, rate),
             "peak_gib": max(r["peak_gib"] for r in mine),
-            "slower": _median(ours, rate) / _median(mine, rate),
+            "slower": statistics.median(each),
             "slower_low": min(each),
             "slower_high": max(each),
         }
@@ -147,7 +147,7 @@ def ratios(parts: dict[str, Part]) -> dict[str, float]:
         both = [t for t in TARGETS if reached(ours, t) and reached(trl, t)]
         if both:
             found["race_vs_trl"] = (reached(trl, both[-1]) or 0) / (reached(ours, both[-1]) or 1)
-    return {key: round(value, 3) for key, value in found.items()}
+    return {key: round(value, 4) for key, value in found.items()}
 
 
 # --- files ------------------------------------------------------------------------------------------
@@ -155,8 +155,9 @@ def ratios(parts: dict[str, Part]) -> dict[str, float]:
 
 HEAD = (
     "Written by `python -m benchmarks` (`make bench` runs every part). Sides take turns, each in a process",
-    "of its own, after a warm-up round; medians, and in brackets the smallest and largest ratio of rounds",
-    "that followed each other. Absolute figures drift with the machine; the ratios are what to trust.",
+    "of its own, after a warm-up round. Figures are medians, each by itself; ratios are the median, and in",
+    "brackets the smallest and largest, of rounds that followed each other. Absolute figures drift with the",
+    "machine; the ratios are what to trust.",
 )
 
 

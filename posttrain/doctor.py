@@ -15,7 +15,14 @@ from posttrain.types import PosttrainError
 
 Check = tuple[str, str, bool]  # name, what was found, whether posttrain can work with it
 
-EXTRAS = {"vllm": "vllm", "deepspeed": "deepspeed", "vision": "PIL", "dev": "pytest"}
+EXTRAS = {  # a module of each
+    "vllm": "vllm",
+    "deepspeed": "deepspeed",
+    "lora": "peft",
+    "openai": "openai",
+    "vision": "sklearn",
+    "dev": "pytest",
+}
 
 
 def checks() -> list[Check]:
