@@ -15,7 +15,7 @@ from typing import Any
 
 from posttrain.harness import blind
 from posttrain.harness.answer import Answer, Answerer, OnProgress, requests_for
-from posttrain.harness.facts import by_question, shares
+from posttrain.harness.facts import FEW, by_question, shares
 from posttrain.harness.intervals import average
 from posttrain.harness.judge import Scorer, Verdict, scores, verdict
 from posttrain.rewards import RewardSpec, Spec
@@ -51,7 +51,7 @@ def evaluate(
     judge: `posttrain.rewards.Rewards` of `judge_specs`; names[0] is strict, names[1] lenient.
     without: the prompts with other pictures than theirs, as `harness.blind.blind` gives them.
     Returns the evaluation, and one record a prompt of its greedy answer. The evaluation:
-        "strict", "lenient": {"accuracy", "ci95": [lo, hi], "n"}, greedy
+        "strict", "lenient": {"accuracy", "ci95": [lo, hi], "n"}, greedy; lenient: None where it says nothing
         "sampled": the same of the sampled answers, strict, with "samples"; None without any
         "form": the strict form
         "length": mean tokens, "steps_share": share with a visible worked step, "truncated": share; greedy
@@ -105,7 +105,7 @@ def evaluate(
     counts = [answer.tokens for answer in answers if answer.tokens is not None]
     evaluation: dict[str, Any] = {
         "strict": _accuracy(strict),
-        "lenient": _accuracy(lenient),
+        "lenient": _lenient(judge, prompts, lenient),
         "sampled": sampled,
         "form": form,
         "length": sum(counts) / max(1, len(counts)),
@@ -138,6 +138,16 @@ def _accuracy(verdicts: Sequence[Verdict]) -> dict[str, Any]:
         )
     found = average(shares(questions))
     return {"accuracy": found["value"], "ci95": found["ci95"], "n": found["n"]}
+
+
+def _lenient(judge: Scorer, prompts: Sequence[Prompt], verdicts: Sequence[Verdict]) -> dict[str, Any] | None:
+    """None where not even the right answers themselves are right so: they are boxes, words or programs."""
+    if not any(one["right"] for one in verdicts):
+        told = [prompt for prompt in prompts if prompt.answer is not None][:FEW]
+        right = [Answer(prompt.id, 0, str(prompt.answer), None, "stop") for prompt in told]
+        if not any(one["right"] for one in _verdicts(right, scores(judge, told, right), judge.names[1])):
+            return None
+    return _accuracy(verdicts)
 
 
 def _record(

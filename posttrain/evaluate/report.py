@@ -66,6 +66,9 @@ def _head(run: Run) -> str:
         )
     elif before:
         lede = f"{model} gets {percent(before.accuracy)} of the unseen problems right before any training."
+    elif after:
+        n = f"{after.n} " if after.n else ""
+        lede = f"After {steps} {model} gets {percent(after.accuracy)} of {n}unseen problems right."
     else:
         lede = f"{model}, {steps}."
     if run.finished:

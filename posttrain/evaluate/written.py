@@ -20,13 +20,14 @@ CHANGES = ("wrong→right", "right→wrong", "wrong→wrong", "right→right")
 
 
 def written_section(run: Run, shown: Shown) -> str:
-    """Pairs of completions of one prompt; the latest training ones while there is nothing to compare.
+    """Pairs of completions of one prompt; those after where none were before; until then, the latest training
+    ones.
 
     shown: takes up the pictures of the samples.
     """
     both = {k: p for k, p in run.pairs.items() if "before" in p and "after" in p}
     if not both:
-        return _measured(run, shown) if run.kind == "eval" else _latest(run, shown)
+        return _measured(run, shown) or _latest(run, shown)
     counts = transitions(run)
     judged = sum(counts.values())
     legend = "".join(
@@ -104,10 +105,11 @@ def completion(record: Record, word: str, file: str = SAMPLES, shown: Shown | No
 
 
 def _measured(run: Run, shown: Shown) -> str:
-    """Of a model that was only evaluated: right and wrong answers in turn, the file's first ones."""
+    """Of a model that was evaluated at the end alone: right and wrong answers in turn, the file's first."""
     records = [pair["after"] for pair in run.pairs.values() if "after" in pair]
-    samples = "".join(_alone(r, "greedy", shown) for r in mixed(records)[:SHOWN])
-    about = '<p class="about">Right and wrong answers in turn, the first ones in the file.</p>'
+    word = "greedy" if run.kind == "eval" else "after"
+    samples = "".join(_alone(r, word, shown) for r in mixed(records)[:SHOWN])
+    about = '<p class="about">Right and wrong answers in turn, the first ones in the file; greedy.</p>'
     about += shown.about()
     return f"<section><h2>What it writes</h2>{about}{samples}</section>" if samples else ""
 

@@ -134,9 +134,10 @@ def warning(blank: dict[str, Any]) -> str | None:
         return None
     few = " Ask more of them." if paired["n"] < FEW else ""
     return (
-        f"As far as {paired['n']} questions tell, the model answers as well without seeing: "
+        f"As far as {paired['n']} questions tell, the model may answer as well without seeing: "
         f"{value + added:.1%} right with the pictures, {value:.1%} with blank ones in their place "
-        f"({100 * added:+.1f} points, 95% interval {100 * low:+.1f} to {100 * high:+.1f}).{few} "
+        f"({100 * added:+.1f} points, 95% interval {100 * low:+.1f} to {100 * high:+.1f}, p = "
+        f"{paired['p']:.2g}).{few} "
         "What it has learned may all be in the words: ask what only the picture tells, and train tower or "
         "connector longer."
     )

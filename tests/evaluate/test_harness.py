@@ -92,6 +92,15 @@ def test_strict_lenient_and_shape_of_the_completions(judge):
     assert records[3]["tokens"] == 4
 
 
+@pytest.mark.parametrize(("answers", "said"), [(["[1, 2, 3, 4]"] * 4, False), (["1000"] * 4, True)])
+def test_a_last_number_is_not_looked_for_where_no_answer_is_one(answers, said):
+    prompts = [Prompt(f"p{i}", f"q{i}", answer) for i, answer in enumerate(answers)]
+    with Rewards(judge_specs(None, RewardSpec("iou"))) as judge:
+        evaluation, _ = run(judge, prompts=prompts, form=None)
+    assert (evaluation["lenient"] is not None) is said
+    assert evaluation["strict"]["n"] == 4
+
+
 def test_sampled_is_strict_and_clustered_by_question(judge):
     model = Model()
     evaluation, records = run(judge, model, samples=4, temperature=0.7, sampling=Sampling(32, top_p=0.9))

@@ -268,8 +268,13 @@ def test_a_model_that_was_not_measured_before_has_no_column_for_it(fake_run):
     (folder / "result.json").write_text(json.dumps(result))
     metrics = (folder / "metrics.jsonl").read_text().splitlines(True)
     (folder / "metrics.jsonl").write_text("".join(line for line in metrics if '"step": 0' not in line))
+    samples = (folder / "samples.jsonl").read_text().splitlines(True)
+    (folder / "samples.jsonl").write_text("".join(line for line in samples if '"before"' not in line))
     heads = [f"<span>{head}</span>" for head in ("before", "after")]
     assert [head in write_report(folder).read_text() for head in heads] == [False, True]
+    page = page_of(folder)
+    assert "After 60 steps of reinforcement learning smollm2-135m gets 50% of 256 unseen" in page.text
+    assert "Right and wrong answers in turn" in page.text and "latest training" not in page.text
 
 
 def test_damaged_lines_are_counted_and_the_later_record_of_a_step_counts(tmp_path):

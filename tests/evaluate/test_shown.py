@@ -30,7 +30,7 @@ BLANK = {
     "n": 64,
     "paired": {"difference": 0.05, "ci95": [-0.1, 0.2], "p": 0.6, "test": "mcnemar", "n": 64},
 }
-SAID = "As far as 64 questions tell, the model answers as well without seeing <b>."
+SAID = "As far as 64 questions tell, the model may answer as well without seeing <b>."
 TOWER = {"rank": 9.5, "cosine": 0.75, "norm": 3.0, "alarms": []}
 
 

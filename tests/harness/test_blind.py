@@ -92,7 +92,7 @@ def test_a_model_that_reads_the_words_alone_is_found_out(judge: Any) -> None:
     assert [found[key]["accuracy"] for key in ("strict", "blank", "shuffled")] == [1.0, 1.0, 1.0]
     assert found["blank"]["paired"]["difference"] == 0
     [said] = found["warnings"]
-    assert "answers as well without seeing: 100.0% right with the pictures, 100.0% with blank" in said
+    assert "may answer as well without seeing: 100.0% right with the pictures, 100.0% with blank" in said
 
 
 def test_a_model_that_looks_passes(judge: Any) -> None:
@@ -277,7 +277,7 @@ def test_eval_blind_finds_the_one_that_does_not_look(tmp_path: Path) -> None:
     measure.evaluate(asked(tmp_path, lambda _: "The answer is: 2"), folder)
     result = json.loads((folder / "result.json").read_text())["tasks"]["seen"]
     assert result["blind"]["blank"]["value"] == result["metrics"]["accuracy"]["value"] > 0
-    assert [one for one in result["warnings"] if "answers as well without seeing" in one]
+    assert [one for one in result["warnings"] if "may answer as well without seeing" in one]
 
 
 def test_eval_without_the_flag_is_as_before(tmp_path: Path) -> None:
