@@ -10,7 +10,7 @@ import torch
 from posttrain import data, models
 from posttrain.kinds import Export, Sft
 from posttrain.plan import Planned
-from posttrain.recipe import Judged, Model, Recipe, Stage, dump_recipe
+from posttrain.recipe import Judged, Model, Rates, Recipe, Stage, dump_recipe
 from posttrain.recipe_data import STAGE
 from posttrain.stages import Staged, dump, kind_of
 from posttrain.train.logprobs import BLOCK, KEEP
@@ -21,13 +21,13 @@ INTERPRETER = 0.9  # GiB that Python, torch, transformers and the tokenizer take
 
 def dry_run(recipe: Recipe) -> str:
     """The resolved recipe, the rows, rollouts and tokens a step, and an estimate of memory, as text."""
-    parameters, config = models.size(recipe.model.name, recipe.model.layers)
+    parameters, config = models.size(recipe.model)
     train, heldout = data.load(recipe.data)
     t = recipe.train
     lines = [
         dump_recipe(recipe).rstrip(),
         "",
-        f"# model      {recipe.model.name}: {parameters / 1e6:.1f} M parameters",
+        f"# model      {recipe.model.name}: {_parameters(parameters)}",
         f"# rows       {len(train)} to train on, {len(heldout)} held out",
         f"# a step     {_step(recipe)}",
         f"# the run    {t.steps} steps, {t.steps * t.inner} updates, results in {recipe.output}",
@@ -48,8 +48,8 @@ def dry_run_stages(staged: Staged, planned: Sequence[Planned]) -> str:
         lines.append(f"# {place}. {stage.name} ({kind_of(stage)}), {one.state} in {one.folder}")
         lines += [f"#    {one.why}"] if one.why else []
         model = _base(staged, stage)
-        parameters, config = models.size(model.name, model.layers)
-        lines.append(f"#    {model.name}: {parameters / 1e6:.1f} M parameters")
+        parameters, config = models.size(model)
+        lines.append(f"#    {model.name}: {_parameters(parameters)}")
         if isinstance(stage, Recipe):
             lines.append(f"#    {stage.train.steps} steps, each {_step(stage)}")
             lines.append(f"#    memory {_memory(estimate(stage, parameters, config))}")
@@ -63,7 +63,7 @@ def _base(staged: Staged, stage: Stage) -> Model:
     model, layers = _model(stage), None
     while True:
         layers = model.layers if layers is None else layers
-        if not model.name.startswith(STAGE):
+        if not model.name.startswith(STAGE):  # where eyes are given too: a model that sees takes none
             return model.model_copy(update={"layers": layers})
         name = model.name.removeprefix(STAGE)
         model = next(_model(earlier) for earlier in staged.stages if earlier.name == name)
@@ -82,13 +82,26 @@ def _step(recipe: Recipe) -> str:
     return f"{what}, at most {rollouts * s.max_tokens} tokens{more}"
 
 
+def _parameters(by_part: dict[str, int]) -> str:
+    eyes = ", ".join(f"{part} {by_part[part]:,}" for part in ("tower", "connector") if part in by_part)
+    return f"{sum(by_part.values()) / 1e6:.1f} M parameters" + (f" ({eyes})" if eyes else "")
+
+
+def _learnt(by_part: dict[str, int], rates: Rates) -> int:
+    kept = {part for part, rate in rates.items() if not rate}
+    return sum(count for part, count in by_part.items() if part not in kept)
+
+
 def _memory(memory: dict[str, float]) -> str:
     parts = ", ".join(f"{name} {gib:.2f}" for name, gib in memory.items())
     return f"about {sum(memory.values()):.1f} GiB ({parts})"
 
 
-def estimate(recipe: Recipe, parameters: int, config: Any) -> dict[str, float]:
-    """Peak memory in GiB by what holds it."""
+def estimate(recipe: Recipe, parameters: dict[str, int], config: Any) -> dict[str, float]:
+    """Peak memory in GiB by what holds it; of a tower its weights, not what it keeps of the pictures.
+
+    parameters, config: as models.size gives them.
+    """
     text = config.get_text_config()
     compute = models.compute_type(recipe.model.compute)
     width = torch.finfo(compute).bits // 8
@@ -99,32 +112,34 @@ def estimate(recipe: Recipe, parameters: int, config: Any) -> dict[str, float]:
     )
     s, t = recipe.sampling, recipe.train
     rows = max(t.prompts * s.completions, 128)
+    whole, learnt, language = sum(parameters.values()), _learnt(parameters, t.rates), parameters["language"]
     memory = {
-        "weights": 4 * parameters,
-        "gradients": 4 * parameters,
-        "optimizer": 8 * parameters,
-        "engine's copy": 0 if compute == torch.float32 else width * parameters,
-        "merged copies": width * parameters,
+        "weights": 4 * whole,
+        "gradients": 4 * learnt,
+        "optimizer": 8 * learnt,
+        "engine's copy": 0 if compute == torch.float32 else width * language,
+        "merged copies": width * language,
         "cache": 2 * layers * kv * width * min(rows, 128) * (s.max_tokens + 128),
         "activations": t.tokens * _kept(text, width, t.activation_checkpointing),
         "logits": min(KEEP, t.tokens * text.vocab_size * width) + 3 * 4 * BLOCK * text.vocab_size,
     }
     if t.beta:
-        memory["reference"] = (4 + width) * parameters
+        memory["reference"] = 4 * whole + width * language
     return {"interpreter": INTERPRETER} | {name: size / GIB for name, size in memory.items() if size}
 
 
-def estimate_sft(stage: Sft, parameters: int, config: Any) -> dict[str, float]:
-    """Peak memory in GiB by what holds it, with every row as long as `max_length` allows."""
+def estimate_sft(stage: Sft, parameters: dict[str, int], config: Any) -> dict[str, float]:
+    """As `estimate`, with every row as long as `max_length` allows."""
     text, t = config.get_text_config(), stage.train
     width = torch.finfo(models.compute_type(stage.model.compute)).bits // 8
     tokens = t.rows * t.max_length
-    learnt = parameters if t.lora is None else 0  # adapters are a percent or so
+    whole = sum(parameters.values())
+    learnt = _learnt(parameters, t.rates) if t.lora is None else 0  # adapters are a percent or so
     memory = {
-        "weights": 4 * parameters,
+        "weights": 4 * whole,
         "gradients": 4 * learnt,
         "optimizer": 8 * learnt,
-        "cast weights": 0 if width == 4 else width * parameters,
+        "cast weights": 0 if width == 4 else width * whole,
         "activations": tokens * _kept(text, width, t.activation_checkpointing),
         "logits": tokens * text.vocab_size * (width + 4 + 4),
     }

@@ -25,7 +25,7 @@ from transformers import (
 
 from posttrain import places
 from posttrain.files import written_aside
-from posttrain.multimodal import body, sees
+from posttrain.multimodal import body, parts, sees
 from posttrain.recipe import Model, Vision
 from posttrain.types import Message, PosttrainError, Prompt
 
@@ -85,15 +85,7 @@ def check(model: Model) -> None:
     """
     places.resolve(model.name)
     if model.vision is not None:
-        eyes = model.vision
-        _vision().check(
-            eyes.tower,
-            eyes.settings,
-            connector=eyes.connector,
-            tokens=eyes.tokens,
-            resize=eyes.resize,
-            most_pixels=eyes.most_pixels,
-        )
+        _vision().check(**model.vision.model_dump())
 
 
 def of_recipe(model: Model) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -204,19 +196,24 @@ def frozen_copy(policy: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return copied.to(dtype).requires_grad_(False)
 
 
-def size(name: str, layers: int | None = None) -> tuple[int, Any]:
-    """Parameter count and config of a model, without its weights; `layers` as in `load`."""
-    where = places.resolve(name)
+def size(model: Model) -> tuple[dict[str, int], Any]:
+    """Of the model that a recipe asks for, without its weights: parameters by part ("language" alone where it
+    reads text alone), and its config, which has nothing of `vision`. Raises as `check`."""
+    where = places.resolve(model.name)
     kind = _kind(where)
     config = AutoConfig.from_pretrained(where)
-    if layers is not None:
-        text = config.get_text_config()
-        text.num_hidden_layers = layers
+    text = config.get_text_config()
+    if model.layers is not None:
+        text.num_hidden_layers = model.layers
         if getattr(text, "layer_types", None):
-            text.layer_types = text.layer_types[:layers]
+            text.layer_types = text.layer_types[: model.layers]
     with torch.device("meta"):
-        model = kind.from_config(config)
-    return sum(p.numel() for p in model.parameters()), config
+        made = kind.from_config(config)
+    by_part = parts(made) if sees(made) else {"language": made.parameters()}
+    counts = {part: sum(p.numel() for p in some) for part, some in by_part.items()}
+    if model.vision is not None:
+        counts |= _vision().check(**model.vision.model_dump(), hidden=text.hidden_size)
+    return counts, config
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaForC
 from posttrain import models, places
 from posttrain.estimate import dry_run, dry_run_stages, estimate
 from posttrain.plan import plan
-from posttrain.recipe import Recipe, load_recipe
+from posttrain.recipe import Model, Recipe, load_recipe
 from posttrain.stages import load_stages
 from posttrain.types import PosttrainError
 
@@ -35,7 +36,7 @@ def smollm2_like(*overrides: str) -> dict[str, float]:
         num_key_value_heads=3,
         vocab_size=49152,
     )
-    return estimate(tiny(*overrides), SMOLLM2, config)
+    return estimate(tiny(*overrides), {"language": SMOLLM2}, config)
 
 
 def test_it_says_what_would_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,13 +94,35 @@ def test_what_takes_more_is_told(override: str, parts: set[str]) -> None:
     }
 
 
+def test_of_eyes_only_what_learns_has_gradients() -> None:
+    counts = {"language": 1000, "tower": 200, "connector": 30}
+    config = models.size(Model(name="tiny"))[1]
+    all_, kept = (
+        estimate(tiny(*some), counts, config) for some in ((), ("train.rates={tower: 0, language: 0}",))
+    )
+    assert all_["weights"] == kept["weights"] == pytest.approx(4 * 1230 / 2**30)
+    assert all_["gradients"] == all_["weights"]
+    assert kept["gradients"] == pytest.approx(4 * 30 / 2**30)
+    assert kept["optimizer"] == 2 * kept["gradients"]
+
+
+def test_every_stage_of_a_model_that_sees_counts_its_eyes() -> None:
+    staged = load_stages("vlm/tiny")
+    text = dry_run_stages(staged, plan(staged))
+    assert (
+        len(re.findall(r"M parameters \(tower [\d,]{6,}, connector [\d,]{5,}\)", text))
+        == len(staged.stages)
+        == 3
+    ), text
+
+
 def test_the_logits_have_a_bound() -> None:
     assert smollm2_like("train.tokens=8192")["logits"] == smollm2_like("train.tokens=90000")["logits"]
 
 
 def test_other_shapes_of_config() -> None:
     """GPT-2 names its sizes differently and has no feed-forward width."""
-    parts = estimate(tiny(), 124_000_000, GPT2Config())
+    parts = estimate(tiny(), {"language": 124_000_000}, GPT2Config())
     assert all(size > 0 for size in parts.values())
     assert parts["cache"] == pytest.approx(2 * 12 * 768 * 4 * 128 * 144 / 2**30)
 
@@ -119,13 +142,13 @@ QWEN = {
 def test_recipes_for_gpus_fit_on_80_gb(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The shipped ones, dry-run with the models' shapes: the Hub is not asked."""
 
-    def size(name: str, layers: int | None = None) -> tuple[int, Any]:
+    def size(model: Model) -> tuple[dict[str, int], Any]:
         keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
         keys += ("num_key_value_heads", "vocab_size", "tie_word_embeddings")
-        shape = QWEN[name.removesuffix("-Instruct")]
+        shape = QWEN[model.name.removesuffix("-Instruct")]
         config = AutoConfig.for_model("qwen2", **dict(zip(keys, shape, strict=True)))
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config).num_parameters(), config
+            return {"language": AutoModelForCausalLM.from_config(config).num_parameters()}, config
 
     monkeypatch.setattr(models, "size", size)
     monkeypatch.setattr(models, "compute_type", lambda asked: torch.bfloat16)

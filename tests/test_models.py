@@ -22,6 +22,8 @@ from transformers import (
 )
 
 from posttrain import models, places
+from posttrain.multimodal import parts
+from posttrain.recipe import Model, Vision
 from posttrain.types import Message, PosttrainError
 
 Build = Callable[..., PreTrainedModel]
@@ -269,9 +271,25 @@ def test_a_tokenizer_without_a_pad_token_gets_one(
 
 def test_size_without_weights(home: Path) -> None:
     model, _ = models.load("tiny")
-    count, config = models.size("tiny")
-    assert count == sum(parameter.numel() for parameter in model.parameters())
+    counts, config = models.size(Model(name="tiny"))
+    assert counts == {"language": sum(parameter.numel() for parameter in model.parameters())}
     assert config.num_hidden_layers == 2
+
+
+@pytest.mark.parametrize("where", ["a kind", "a folder"])
+def test_size_of_eyes_without_weights(home: Path, tmp_path: Path, where: str) -> None:
+    settings: dict[str, Any] = {"image_size": 16, "patch": 4, "width": 16, "depth": 1, "heads": 2}
+    vision = Vision(tower="vit", settings=settings, connector="pixel_shuffle", tokens=4)
+    model, tokenizer = models.load("tiny", vision=vision)
+    expected = {part: sum(p.numel() for p in some) for part, some in parts(model).items()}
+    if where == "a folder":
+        models.save(model, tokenizer, tmp_path / "seeing")
+        vision = Vision(tower=str(tmp_path / "seeing"), connector="pixel_shuffle", tokens=4)
+        assert models.size(Model(name=str(tmp_path / "seeing")))[0] == expected
+    counts, _ = models.size(Model(name="tiny", vision=vision))
+    row = 2 * model.config.get_text_config().hidden_size  # an image's token is new, in the table and the head
+    assert expected.pop("language") - counts.pop("language") in (0, row / 2, row)
+    assert counts == expected
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from posttrain.picture import MARK, native_size
 from posttrain.types import PosttrainError
 from posttrain.vision import connector as connectors
-from posttrain.vision import towers
 from posttrain.vision.towers import Tower
-from posttrain.vision.towers.model import TowerModel, open_tower, place_of
+from posttrain.vision.towers.model import TowerModel, described, open_tower
 
 
 class VisionLanguageConfig(LlavaConfig):
@@ -92,16 +91,24 @@ def check(
     tokens: int | None,
     resize: str,
     most_pixels: int | None,
-) -> None:
-    """What can be told of eyes before any weights are there; raises as `assemble`."""
-    if tower not in towers.names():
-        place_of(tower)
-        return
+    hidden: int = 1,
+) -> dict[str, int]:
+    """What can be told of eyes before any weights are there: how many there would be, by part.
+
+    Args:
+        hidden: of the language model.
+
+    Raises:
+        PosttrainError: as `assemble` does, but for what only weights show.
+    """
+    told = described(tower, settings)
     with torch.device("meta"):
-        empty = towers.build(tower, settings)
-        between = connector_for(empty, connector, 1, tokens)
+        empty = TowerModel(told).tower
+        between = connector_for(empty, connector, hidden, tokens)
     if resize == "native":
-        _check_native(tower, empty, between.block, most_pixels)
+        _check_native(told.kind, empty, between.block, most_pixels)
+    of = {"tower": empty, "connector": between}
+    return {part: sum(p.numel() for p in module.parameters()) for part, module in of.items()}
 
 
 def assemble(

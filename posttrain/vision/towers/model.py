@@ -95,45 +95,53 @@ def open_tower(name: str, settings: Mapping[str, Any] | None = None) -> TowerMod
     Raises:
         PosttrainError: no such tower, no vision model, wrong settings, weights that lack or do not fit.
     """
-    settings = settings or {}
-    if name in towers.names():
-        fresh: Any = TowerModel(TowerConfig(kind=name, settings=dict(settings)))
+    told, where, stored = _described(name, settings or {})
+    if stored is None:
+        fresh: Any = TowerModel(told)
         return fresh.eval()
-    where = place_of(name)
     try:
-        config: Any = AutoConfig.from_pretrained(where)
-    except (OSError, ValueError) as error:
-        raise PosttrainError(f"tower {name!r}: {str(error).splitlines()[0]}") from None
-    try:
-        own = getattr(config, "vision_config", config)
+        own = getattr(stored, "vision_config", stored)
         if isinstance(own, TowerConfig):
-            inside = {} if own is config else {"key_mapping": {r"^model\.vision_tower\.": ""}}
-            own = TowerConfig(kind=own.kind, settings={**(own.settings or {}), **settings})
-            return _loaded(TowerModel, where, own, **inside)
-        return _adopted(where, config, settings)
+            inside = {} if own is stored else {"key_mapping": {r"^model\.vision_tower\.": ""}}
+            return _loaded(TowerModel, where, told, **inside)
+        inner = pretrained.vision_part(stored)
+        model = _loaded(pretrained.image_model(inner), where, inner, **pretrained.without_pooler(inner))
     except PosttrainError as error:
         raise PosttrainError(f"tower {name!r}: {error}") from None
+    with torch.device("meta"):
+        tower: Any = TowerModel(told)
+    tower.tower.hold(model)
+    return tower.eval()
 
 
-def place_of(name: str) -> str:
-    """The folder or Hub id of a tower that is no kind. Raises PosttrainError where there is none."""
+def described(name: str, settings: Mapping[str, Any] | None = None) -> TowerConfig:
+    """What `open_tower` would open, by its configuration alone; raises as that, but for weights."""
+    return _described(name, settings or {})[0]
+
+
+def _described(name: str, settings: Mapping[str, Any]) -> tuple[TowerConfig, str, Any]:
+    """A tower's configuration; of one that is no kind, the folder or Hub id and the configuration there."""
+    if name in towers.names():
+        return TowerConfig(kind=name, settings=dict(settings)), "", None
     try:
-        return places.resolve(name)
+        where = places.resolve(name)
     except PosttrainError as error:
         hint = did_you_mean(name, towers.names(), "; did you mean")
         raise PosttrainError(f"no kind of tower ({', '.join(towers.names())}){hint}; {error}") from None
-
-
-def _adopted(where: str, config: Any, settings: Mapping[str, Any]) -> TowerModel:
-    """A checkpoint of transformers as a tower."""
-    inner = pretrained.vision_part(config)
-    model = _loaded(pretrained.image_model(inner), where, inner, **pretrained.without_pooler(inner))
-    trained = dict(zip(("mean", "std"), pretrained.usual(config), strict=True))
-    given = {"config": inner.to_diff_dict(), **trained, **_images(where), **settings}
-    with torch.device("meta"):
-        tower: Any = TowerModel(TowerConfig(kind="pretrained", settings=given))
-    tower.tower.hold(model)
-    return tower.eval()
+    try:
+        stored: Any = AutoConfig.from_pretrained(where)
+    except (OSError, ValueError) as error:
+        raise PosttrainError(f"tower {name!r}: {str(error).splitlines()[0]}") from None
+    own = getattr(stored, "vision_config", stored)
+    try:
+        if isinstance(own, TowerConfig):
+            return TowerConfig(kind=own.kind, settings={**(own.settings or {}), **settings}), where, stored
+        trained = dict(zip(("mean", "std"), pretrained.usual(stored), strict=True))
+        inner = pretrained.vision_part(stored).to_diff_dict()
+        given = {"config": inner, **trained, **_images(where), **settings}
+        return TowerConfig(kind="pretrained", settings=given), where, stored
+    except PosttrainError as error:
+        raise PosttrainError(f"tower {name!r}: {error}") from None
 
 
 def _loaded(kind: Any, where: str, config: Any, **more: Any) -> Any:
