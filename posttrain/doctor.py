@@ -15,13 +15,13 @@ from posttrain.types import PosttrainError
 
 Check = tuple[str, str, bool]  # name, what was found, whether posttrain can work with it
 
-EXTRAS = {  # a module of each
-    "vllm": "vllm",
-    "deepspeed": "deepspeed",
-    "lora": "peft",
-    "openai": "openai",
-    "vision": "sklearn",
-    "dev": "pytest",
+EXTRAS = {
+    "vllm": ["vllm"],
+    "deepspeed": ["deepspeed"],
+    "lora": ["peft"],
+    "openai": ["openai"],
+    "vision": ["PIL", "sklearn"],
+    "dev": ["pytest"],
 }
 
 
@@ -37,7 +37,11 @@ def checks() -> list[Check]:
         _imports("transformers"),
         _torchvision(),
         ("gpu", _gpu(), True),
-        ("extras", ", ".join(f"{e}: {'yes' if _there(m) else 'no'}" for e, m in EXTRAS.items()), True),
+        (
+            "extras",
+            ", ".join(f"{e}: {'yes' if all(map(_there, m)) else 'no'}" for e, m in EXTRAS.items()),
+            True,
+        ),
         _demo_model(),
     ]
 

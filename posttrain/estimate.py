@@ -60,11 +60,12 @@ def dry_run_stages(staged: Staged, planned: Sequence[Planned]) -> str:
 
 def _base(staged: Staged, stage: Stage) -> Model:
     """The model that a stage begins with, by the base model that its line of stages began with."""
-    model, layers = _model(stage), None
+    model, layers, vision = _model(stage), None, None
     while True:
         layers = model.layers if layers is None else layers
-        if not model.name.startswith(STAGE):  # where eyes are given too: a model that sees takes none
-            return model.model_copy(update={"layers": layers})
+        vision = vision or model.vision
+        if not model.name.startswith(STAGE):
+            return model.model_copy(update={"layers": layers, "vision": vision})
         name = model.name.removeprefix(STAGE)
         model = next(_model(earlier) for earlier in staged.stages if earlier.name == name)
 
@@ -117,7 +118,7 @@ def estimate(recipe: Recipe, parameters: dict[str, int], config: Any) -> dict[st
         "weights": 4 * whole,
         "gradients": 4 * learnt,
         "optimizer": 8 * learnt,
-        "engine's copy": 0 if compute == torch.float32 else width * language,
+        "engine's copy": 0 if compute == torch.float32 else width * whole,
         "merged copies": width * language,
         "cache": 2 * layers * kv * width * min(rows, 128) * (s.max_tokens + 128),
         "activations": t.tokens * _kept(text, width, t.activation_checkpointing),
@@ -134,7 +135,9 @@ def estimate_sft(stage: Sft, parameters: dict[str, int], config: Any) -> dict[st
     width = torch.finfo(models.compute_type(stage.model.compute)).bits // 8
     tokens = t.rows * t.max_length
     whole = sum(parameters.values())
-    learnt = _learnt(parameters, t.rates) if t.lora is None else 0  # adapters are a percent or so
+    # Beside adapters the connector learns whole; they are a percent or so of the rest.
+    learning = {part: count for part, count in parameters.items() if t.lora is None or part == "connector"}
+    learnt = _learnt(learning, t.rates)
     memory = {
         "weights": 4 * whole,
         "gradients": 4 * learnt,

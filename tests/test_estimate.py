@@ -106,6 +106,31 @@ def test_of_eyes_only_what_learns_has_gradients() -> None:
     assert kept["optimizer"] == 2 * kept["gradients"]
 
 
+LATE = """\
+name: late
+model: {name: tiny}
+data:
+  images: [image]
+  train: {source: "scenes:count", size: 8, seed: 1}
+  heldout: {size: 4, seed: 2}
+rewards: [{use: count, args: {form: last_number}}]
+stages:
+  - {name: words, kind: sft, completion: "{answer}"}
+  - name: eyes
+    kind: sft
+    completion: "{answer}"
+    model: {name: "stage:words", vision: {tower: vit, settings: {image_size: 32, patch: 8}}}
+    train: {rates: {language: 0}}
+"""
+
+
+def test_eyes_that_a_later_stage_gives_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "late.yaml").write_text(LATE)
+    staged = load_stages(str(tmp_path / "late.yaml"))
+    words, eyes = dry_run_stages(staged, plan(staged)).split("# 1. ")[1].split("# 2. ")
+    assert "(tower" not in words and "(tower" in eyes and "gradients" in eyes
+
+
 def test_every_stage_of_a_model_that_sees_counts_its_eyes() -> None:
     staged = load_stages("vlm/tiny")
     text = dry_run_stages(staged, plan(staged))

@@ -15,12 +15,13 @@ from typing import Any
 
 from posttrain.harness import blind
 from posttrain.harness.answer import Answer, Answerer, OnProgress, requests_for
-from posttrain.harness.facts import FEW, by_question, shares
+from posttrain.harness.facts import by_question, shares
 from posttrain.harness.intervals import average
 from posttrain.harness.judge import Scorer, Verdict, scores, verdict
 from posttrain.rewards import RewardSpec, Spec
 from posttrain.types import PosttrainError, Prompt, Sampling, Score
 from posttrain.verify.equations import has_step
+from posttrain.verify.numbers import read_number
 
 
 def judge_specs(form: str | None, first: Spec) -> list[RewardSpec]:
@@ -51,7 +52,8 @@ def evaluate(
     judge: `posttrain.rewards.Rewards` of `judge_specs`; names[0] is strict, names[1] lenient.
     without: the prompts with other pictures than theirs, as `harness.blind.blind` gives them.
     Returns the evaluation, and one record a prompt of its greedy answer. The evaluation:
-        "strict", "lenient": {"accuracy", "ci95": [lo, hi], "n"}, greedy; lenient: None where it says nothing
+        "strict", "lenient": {"accuracy", "ci95": [lo, hi], "n"}, greedy; lenient is None where the prompts'
+            answers are no numbers
         "sampled": the same of the sampled answers, strict, with "samples"; None without any
         "form": the strict form
         "length": mean tokens, "steps_share": share with a visible worked step, "truncated": share; greedy
@@ -105,7 +107,7 @@ def evaluate(
     counts = [answer.tokens for answer in answers if answer.tokens is not None]
     evaluation: dict[str, Any] = {
         "strict": _accuracy(strict),
-        "lenient": _lenient(judge, prompts, lenient),
+        "lenient": _accuracy(lenient) if any(_is_number(prompt.answer) for prompt in prompts) else None,
         "sampled": sampled,
         "form": form,
         "length": sum(counts) / max(1, len(counts)),
@@ -140,14 +142,8 @@ def _accuracy(verdicts: Sequence[Verdict]) -> dict[str, Any]:
     return {"accuracy": found["value"], "ci95": found["ci95"], "n": found["n"]}
 
 
-def _lenient(judge: Scorer, prompts: Sequence[Prompt], verdicts: Sequence[Verdict]) -> dict[str, Any] | None:
-    """None where not even the right answers themselves are right so: they are boxes, words or programs."""
-    if not any(one["right"] for one in verdicts):
-        told = [prompt for prompt in prompts if prompt.answer is not None][:FEW]
-        right = [Answer(prompt.id, 0, str(prompt.answer), None, "stop") for prompt in told]
-        if not any(one["right"] for one in _verdicts(right, scores(judge, told, right), judge.names[1])):
-            return None
-    return _accuracy(verdicts)
+def _is_number(answer: object) -> bool:
+    return answer is not None and read_number(str(answer)) is not None
 
 
 def _record(

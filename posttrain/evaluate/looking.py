@@ -44,7 +44,7 @@ LOOKED = 6  # samples of which it is kept where the model looked
 @torch.no_grad()
 def tower_tokens(model: PreTrainedModel, prompts: Sequence[Prompt], encode: Encode) -> Tensor | None:
     """The tower's tokens [B, N, D] of the first pictures, those of the most frequent N; None without any. Of
-    many, such as tiles', every second or third is taken."""
+    many, such as tiles', at most TOKENS are taken, evenly."""
     device = model.device
     found: list[Tensor] = []
     for picture in islice((one for prompt in prompts for one in shown([encode(prompt)])), PICTURES):
@@ -87,7 +87,7 @@ def where_it_looked(
         return None
     scores, grid = looked
     image = prompt.pictures[0].open()
-    if isinstance(encode, HubReader) and encode.crops and image.width != image.height:
+    if isinstance(encode, HubReader) and not encode.whole(image):
         return None
     predicted, true = marks.predicted, marks.true
     if isinstance(encode, Processor):

@@ -50,7 +50,7 @@ def write_report(folder: Path) -> Path:
 def _head(run: Run) -> str:
     before, after = (estimate(run.evaluation(when), "strict") for when in ("before", "after"))
     model = f"<b>{escape(run.model or 'The model')}</b>"
-    count = run.evaluated if before and after else run.done
+    count = run.evaluated if after else run.done
     one, many = STEPS.get(run.kind, STEPS["grpo"])
     steps = f"{count} {one if count == 1 else many}"
     if run.kind not in STEPS:

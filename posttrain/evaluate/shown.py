@@ -17,7 +17,7 @@ EACH = 4  # and of one question
 COARSE = 96  # pixels; a smaller picture keeps its edges when it is enlarged
 WIDTH = 10_000  # pixels: no picture of a sample is larger
 _DIGEST = re.compile(f"[0-9a-f]{{{NAME}}}")
-_LOOKED = re.compile(f"[0-9a-f]{{{NAME}}}-looked")
+_LOOKED = re.compile(f"[0-9a-f]{{{NAME}}}-[0-9a-f]{{8}}-looked")
 KEY = '<span class="key true">right</span> <span class="key said">said</span>'
 
 

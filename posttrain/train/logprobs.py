@@ -24,7 +24,6 @@ from posttrain.multimodal import (
     body,
     example,
     inputs,
-    parts,
     put,
     seen,
     sees,
@@ -68,8 +67,9 @@ class Policy(nn.Module):
                 self.why_not,
             )
         self.layers = _decoder_layers(model) if self.packed else None
-        of = parts(model) if sees(model) else {}
-        self.eyes = [p for part in ("tower", "connector") for p in of.get(part, ())]
+        head: Any = model.get_output_embeddings()
+        words = {id(p) for part in (body(model), head) for p in part.parameters()}
+        self.eyes = [p for p in model.parameters() if id(p) not in words] if sees(model) else []
         if recompute and self.layers is None:
             self._check_recomputing()
 

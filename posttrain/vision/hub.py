@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 PROCESSOR, IMAGES, TEMPLATE = "processor_config.json", "preprocessor_config.json", "chat_template.json"
 FILES = (PROCESSOR, IMAGES, "video_preprocessor_config.json", TEMPLATE)
+TRIED = ((128, 128), (512, 128), (1024, 1024), (2000, 500))  # pixels
 KEPT = 16  # pictures whose tensors are kept; one may be many tiles
 MISSING = f"the checkpoint has no processor of pictures; put its {PROCESSOR} and {IMAGES} beside its weights"
 
@@ -105,18 +106,23 @@ class HubReader(Reader):
 
     @cached_property
     def varies(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """See Reader: tried on two pictures. False where the processor does not run."""
+        """See Reader: tried on a few sizes. False where the processor does not run, which its first picture
+        will tell."""
         from PIL import Image
 
-        if self._processor is None:
+        try:
+            made = [self._made(Image.new("RGB", size))[1] for size in TRIED]
+        except Exception:
             return False
-        square, wide = (self._made(Image.new("RGB", (side, 128)))[1] for side in (128, 512))
-        return any(square[name].shape[1:] != wide[name].shape[1:] for name in square)
+        return len({tuple(sorted((name, x.shape[1:]) for name, x in seen.items())) for seen in made}) > 1
 
-    @property
-    def crops(self) -> bool:
-        """Whether the processor cuts off the ends of the longer side."""
-        return bool(getattr(self._processor.image_processor, "do_center_crop", False))
+    def whole(self, image: Image.Image) -> bool:
+        """Whether the processor shows the tower all of an image, and cuts nothing off."""
+        images: Any = self._processor.image_processor
+        if not getattr(images, "do_center_crop", False):
+            return True
+        size, crop = ({*dict(some).values()} - {None} for some in (images.size, images.crop_size))
+        return image.width == image.height and size == crop
 
     def begun(self, ids: list[int]) -> list[int]:
         first = self.tokenizer.encode("")[:1]

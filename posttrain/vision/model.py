@@ -103,7 +103,7 @@ def check(
     """
     told = described(tower, settings)
     with torch.device("meta"):
-        empty = TowerModel(told).tower
+        empty = TowerModel(told).tower.eval()
         between = connector_for(empty, connector, hidden, tokens)
     if resize == "native":
         _check_native(told.kind, empty, between.block, most_pixels)
@@ -140,7 +140,7 @@ def assemble(
     between = connector_for(seeing.tower, connector, text.hidden_size, tokens)
     if resize == "native":
         with torch.device("meta"):
-            empty = TowerModel(seeing.config).tower
+            empty = TowerModel(seeing.config).tower.eval()
         _check_native(seeing.config.kind, empty, between.block, most_pixels)
     config = VisionLanguageConfig(
         vision_config=seeing.config,
@@ -165,7 +165,7 @@ def assemble(
 def _check_native(kind: str, empty: Tower, block: int, most_pixels: int | None) -> None:
     """
     Args:
-        empty: the tower on the device meta.
+        empty: the tower on the device meta, set to eval.
         block: patches that the connector makes one token of, each way.
 
     Raises:

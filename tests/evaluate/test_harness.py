@@ -92,7 +92,9 @@ def test_strict_lenient_and_shape_of_the_completions(judge):
     assert records[3]["tokens"] == 4
 
 
-@pytest.mark.parametrize(("answers", "said"), [(["[1, 2, 3, 4]"] * 4, False), (["1000"] * 4, True)])
+@pytest.mark.parametrize(
+    ("answers", "said"), [(["[1, 2, 3, 4]"] * 4, False), (["[1, 2]", "a", "b", "1000"], True)]
+)
 def test_a_last_number_is_not_looked_for_where_no_answer_is_one(answers, said):
     prompts = [Prompt(f"p{i}", f"q{i}", answer) for i, answer in enumerate(answers)]
     with Rewards(judge_specs(None, RewardSpec("iou"))) as judge:

@@ -15,6 +15,7 @@ from PIL import Image
 from posttrain import models
 from posttrain.evaluate import looking
 from posttrain.evaluate.drawn import Marks, marks
+from posttrain.evaluate.shown import Shown
 from posttrain.evaluate.thumbnails import keep, kept, small
 from posttrain.picture import Picture
 from posttrain.recipe import Vision
@@ -207,6 +208,9 @@ def test_two_questions_about_one_picture_have_a_drawing_each(tmp_path: Path) -> 
     looking.keep_where_it_looked(tmp_path, model, models.encoder(model, tokenizer), asked, records)
     drawn = {(tmp_path / "pictures" / f"{record['looked']}.png").read_bytes() for record in records}
     assert len(drawn) == 2
+    looking.keep_pictures(tmp_path, asked, records)
+    shown = Shown([tmp_path])
+    assert all("Where the model looked" in shown.said(record) for record in records)
 
 
 @pytest.mark.parametrize(

@@ -220,6 +220,9 @@ def test_a_run_that_was_killed(fake_run):
     page = page_of(folder)
     assert "not finished · step 23 of 60" in page.text
     assert "After 20 steps" in page.text  # where the last evaluation was
+    metrics = (folder / "metrics.jsonl").read_text().splitlines(True)
+    (folder / "metrics.jsonl").write_text("".join(line for line in metrics if '"step": 0' not in line))
+    assert "After 20 steps" in page_of(folder).text, "without one before"
     assert "no final evaluation" in page.text
     assert "damaged" not in page.text  # a last line without its newline is being written
 

@@ -111,7 +111,7 @@ def test_a_point_is_drawn_too(seeing: Path) -> None:
 
 
 def test_where_it_looked_is_shown_with_the_sample(seeing: Path) -> None:
-    name = f"{picture(0).digest[:16]}-looked"
+    name = f"{picture(0).digest[:16]}-01234567-looked"
     Image.new("RGB", (9, 9), "orange").save(seeing / "pictures" / f"{name}.png")
     lines = [json.loads(line) for line in (seeing / "samples.jsonl").read_text().splitlines()]
     for line in lines:

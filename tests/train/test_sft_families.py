@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import LlavaNextImageProcessorPil
 
 from posttrain import models
 from posttrain.kinds import SftTrain
@@ -148,6 +149,18 @@ def test_shapes_that_do_not_go_into_one_batch(
     settings = SETTINGS.model_copy(update={"rows": rows})
     with pytest.raises(PosttrainError, match=words):
         prepared(examples, tokenizer, settings, eyes=models.reader(model, tokenizer))
+
+
+def test_shapes_that_vary_are_found_at_the_size_of_real_checkpoints(family: Any, tmp_path: Path) -> None:
+    made = family("llava_next")
+    made.processor.image_processor = LlavaNextImageProcessorPil()
+    made.save(tmp_path)
+    eyes: Any = models.reader(*models.load(str(tmp_path)))
+    assert eyes.varies
+    small, large = (
+        eyes.seen(picture(0, *size))["pixel_values"].shape[1:] for size in ((640, 480), (999, 300))
+    )
+    assert small != large
 
 
 @pytest.mark.parametrize("name", ["idefics3", "qwen2_vl"])

@@ -17,7 +17,7 @@ from posttrain import models
 from posttrain.harness.blind import blank, nothing_of
 from posttrain.multimodal import features, image_token
 from posttrain.picture import Picture
-from posttrain.recipe import Vision
+from posttrain.recipe import Model, Vision
 from posttrain.rollout.native import NativeEngine
 from posttrain.rollout.plain import PlainEngine
 from posttrain.train.logprobs import Policy, padded_logprobs
@@ -149,6 +149,23 @@ def test_the_tokens_of_a_picture_alone_are_those_in_its_prompt(home: Path, resiz
     told = [encode.tokens(picture(*size)) for size in SIZES]
     assert [len(some) for some in told] == [encode(asked(size)).count(encode.token) for size in SIZES]
     assert (len({len(some) for some in told}) > 1) == (resize == "native")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("trident", {"patch": 8, "depth": 1}), ("efficientnet", {"stride": 8, "width": 0.5})],
+)
+def test_towers_that_norm_over_a_batch_take_the_smallest_picture(
+    home: Path, name: str, settings: dict[str, Any]
+) -> None:
+    eyes = Vision(tower=name, settings={"image_size": 32, **settings}, resize="native")
+    models.check(Model(name="tiny", vision=eyes))
+    model, tokenizer = models.load("tiny", vision=eyes)
+    encode: Any = models.encoder(model, tokenizer)
+    found = encode(asked((8, 8)))
+    assert found.count(image_token(model)) == 1
+    with torch.no_grad():
+        assert features(model, found.pictures, 1).isfinite().all()
 
 
 def test_a_tower_of_one_size_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
