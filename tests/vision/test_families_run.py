@@ -18,7 +18,16 @@ from posttrain.recipe import Recipe
 pytestmark = pytest.mark.usefixtures("home", "one_process")
 
 
+REWARD = """
+def even(completions, **columns):
+    texts = [c[0]["content"] for c in completions]
+    return [sum(ord(x) % 2 == 0 for x in text) / max(len(text), 1) for text in texts]
+"""
+
+
 def recipe(model: str, output: Path) -> Recipe:
+    mine = output.with_name("mine.py")
+    mine.write_text(REWARD)  # what weights that nobody trained write differs in it
     scenes = {"source": "scenes:count", "args": {"most": 2, "distractors": 1}}
     return Recipe.model_validate(
         {
@@ -30,7 +39,7 @@ def recipe(model: str, output: Path) -> Recipe:
                 "heldout": {"size": 2, "seed": 2},
                 "images": ["image"],
             },
-            "rewards": [{"use": "accuracy", "args": {"form": "last_number"}}],
+            "rewards": [{"use": f"{mine}:even"}],
             "sampling": {"completions": 2, "max_tokens": 6},
             "train": {"steps": 3, "prompts": 2, "learning_rate": 1e-3, "tokens": 4096, "checkpoint_every": 1},
             "evaluate": {"every": 3, "samples": 1, "max_tokens": 6},
