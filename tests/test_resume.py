@@ -193,6 +193,17 @@ def test_killed_again_and_again(whole: Whole, tmp_path: Path) -> None:
     same(folder, whole.folder)
 
 
+def test_killed_before_old_checkpoints_are_dropped(tmp_path: Path) -> None:
+    """The newest is written, and the one that it makes old still there."""
+    folder = tmp_path / "run"
+    assert wait(in_a_process(lambda: run(tiny(folder)))) == 0
+    kept = checkpoint.found(folder / "checkpoints")
+    shutil.copytree(kept[-1], kept[-1].with_name("step-000002"))
+    (folder / "result.json").unlink()
+    assert wait(in_a_process(lambda: run(tiny(folder), resume=True))) == 0
+    assert checkpoint.found(folder / "checkpoints") == kept
+
+
 STAGES = """\
 name: stages
 model: {name: tiny, compute: float32}

@@ -85,6 +85,8 @@ class _Run:
             session.result["records"] = lengths(self.folder)
             self._write_result(State())
         prepared, prepared_optimizer = accelerator.prepare(policy, optimizer)
+        if saved and session.main:  # by now every process has read it
+            checkpoint.prune(saved, recipe.train.keep)
         loop = GRPO(
             recipe,
             accelerator=accelerator,

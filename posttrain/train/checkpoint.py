@@ -58,10 +58,17 @@ def save(
             "Make room and run the same command with --resume"
         ) from error
     there = found(folder)
-    at = there.index(path) + 1  # what is behind it comes from before the run went back: a damaged one
-    for old in [*there[: max(0, at - keep)], *there[at:]]:
-        shutil.rmtree(old)
+    for ahead in there[there.index(path) + 1 :]:  # from before the run went back: a damaged one
+        shutil.rmtree(ahead)
+    prune(path, keep)
     return path
+
+
+def prune(newest: Path, keep: int) -> None:
+    """Of the checkpoints before one, leave `keep` - 1. `save` does so; a kill may have come in between."""
+    there = found(newest.parent)
+    for old in there[: max(0, there.index(newest) + 1 - keep)]:
+        shutil.rmtree(old)
 
 
 def found(folder: Path) -> list[Path]:
