@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -52,6 +53,16 @@ def replace_bytes(path: Path, data: bytes) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.write_bytes(data)
     aside.replace(path)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a kill left half-written in a folder that no other process writes to: `written_aside`'s
+    folders, and the files beside their place."""
+    for left in folder.glob(".*"):
+        if left.is_dir() and re.fullmatch(r"\..+-[a-z0-9_]{8}", left.name):
+            shutil.rmtree(left, ignore_errors=True)
+        elif left.is_file() and re.fullmatch(r"\..+\.\d+", left.name):
+            left.unlink(missing_ok=True)
 
 
 def append(path: Path, records: Sequence[dict[str, Any]]) -> None:

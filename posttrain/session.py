@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from posttrain import models, settings
 from posttrain.evaluate.display import Display
 from posttrain.evaluate.harness import evaluate, judge_specs
-from posttrain.files import append, replace_text
+from posttrain.files import append, replace_text, sweep
 from posttrain.harness.blind import blind
 from posttrain.harness.native import NativeAnswerer, engine_for
 from posttrain.kinds import Eval, Sft
@@ -85,6 +85,7 @@ class Session:
             if self.main:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self.stack.enter_context(held(self.folder))
+                sweep(self.folder)
                 replace_text(self.folder / "recipe.yaml", settings.dump(self.stage))
             if self.trackers:
                 self.accelerator.init_trackers(self.stage.name, config={"recipe": settings.dump(self.stage)})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.files import append, replace_text, written_aside
+from posttrain.files import append, replace_text, sweep, written_aside
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -78,6 +78,25 @@ def test_a_killed_writer_loses_nothing(tmp_path: Path) -> None:
     _, status = os.waitpid(child, 0)
     assert os.WTERMSIG(status) == 9
     assert (folder / "weights").read_text() == "old"
+
+
+def test_what_a_kill_left_half_written_is_swept(tmp_path: Path) -> None:
+    pid = os.fork()
+    if not pid:
+        with written_aside(tmp_path / "model") as aside:
+            (aside / "weights").write_text("half")
+            (tmp_path / f".result.json.{os.getpid()}").write_text("{")
+            os._exit(9)
+    os.waitpid(pid, 0)
+    assert len([*tmp_path.iterdir()]) == 2
+    for name in (".gitignore", ".model.old", "model-12345678", ".cache"):
+        (tmp_path / name).write_text("mine")
+    kept = {*tmp_path.iterdir()}
+    sweep(tmp_path)
+    assert {path.name for path in kept - {*tmp_path.iterdir()}} == {
+        path.name for path in kept if path.name.startswith((".model-", ".result.json."))
+    }
+    sweep(tmp_path / "nowhere")
 
 
 def test_text_is_replaced_at_once(tmp_path: Path) -> None:
