@@ -117,25 +117,21 @@ class Whole:
     length: float
 
 
-def timed(act: Callable[[Path], Any], folder: Path) -> Whole:
+def timed(act: Callable[[Path], Any], folder: Path, home: Path) -> Whole:
     start = time.monotonic()
-    assert wait(in_a_process(lambda: act(folder))) == 0
+    assert wait(in_a_process(lambda: act(folder), POSTTRAIN_HOME=str(home))) == 0
     return Whole(folder, time.monotonic() - start)
 
 
 @pytest.fixture(scope="module")
 def whole(_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("POSTTRAIN_HOME", str(_home))
-        return timed(lambda folder: run(tiny(folder)), tmp_path_factory.mktemp("tiny") / "whole")
+    return timed(lambda folder: run(tiny(folder)), tmp_path_factory.mktemp("tiny") / "whole", _home)
 
 
 @pytest.fixture(scope="module")
 def whole_stages(_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("POSTTRAIN_HOME", str(_home))
-        folder = tmp_path_factory.mktemp("stages") / "whole"
-        return timed(lambda folder: run_stages(staged(folder)), folder)
+    folder = tmp_path_factory.mktemp("stages") / "whole"
+    return timed(lambda folder: run_stages(staged(folder)), folder, _home)
 
 
 @pytest.mark.parametrize(

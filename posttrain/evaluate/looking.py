@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 from collections import Counter
@@ -18,7 +17,7 @@ from transformers import PreTrainedModel
 from posttrain.attention import attending
 from posttrain.evaluate.drawn import Marks, marks
 from posttrain.evaluate.runfolder import read_run
-from posttrain.evaluate.thumbnails import FOLDER, NAME, keep, told
+from posttrain.evaluate.thumbnails import FOLDER, keep, looked, told
 from posttrain.evaluate.written import choose, mixed
 from posttrain.files import replace_bytes
 from posttrain.multimodal import BANNED, banned, body, features, image_token, put, shown, turns_by_axes
@@ -82,13 +81,13 @@ def where_it_looked(
     encoded = encode(prompt)
     if len(prompt.pictures) != 1 or not isinstance(encoded, Encoded) or not answer:
         return None
-    looked = _scores(model, encoded, answer)
-    if looked is None:
-        return None
-    scores, grid = looked
     image = prompt.pictures[0].open()
     if isinstance(encode, HubReader) and not encode.whole(image):
         return None
+    scored = _scores(model, encoded, answer)
+    if scored is None:
+        return None
+    scores, grid = scored
     predicted, true = marks.predicted, marks.true
     if isinstance(encode, Processor):
         scaled = encode.scaled(image)
@@ -183,8 +182,7 @@ def keep_where_it_looked(
         size = prompt.pictures[0].open().size
         made = where_it_looked(model, encode, prompt, record["completion"], marks(record, size))
         if made is not None:
-            of = hashlib.sha256(prompt.id.encode()).hexdigest()[:8]  # others may ask about the same picture
-            name = f"{prompt.pictures[0].digest[:NAME]}-{of}-looked"
+            name = looked(prompt.pictures[0], prompt.id)
             (folder / FOLDER).mkdir(exist_ok=True)
             replace_bytes(folder / FOLDER / f"{name}.png", made)
             record["looked"] = name

@@ -53,13 +53,13 @@ def _head(run: Run) -> str:
     count = run.evaluated if after else run.done
     one, many = STEPS.get(run.kind, STEPS["grpo"])
     steps = f"{count} {one if count == 1 else many}"
+    asked = next((e.n for e in (after, before) if e and e.n), None)
+    n = f"{asked} " if asked else ""
     if run.kind not in STEPS:
         lede = f"{model}: {escape(did(run))}."
         if after:
-            n = f"{after.n} " if after.n else ""
             lede = f"{model} gets {percent(after.accuracy)} of {n}unseen problems right."
     elif before and after:
-        n = f"{after.n or before.n} " if after.n or before.n else ""
         lede = (
             f"{model} got {percent(before.accuracy)} of {n}unseen problems right. After {steps} it gets "
             f"{percent(after.accuracy)} right."
@@ -67,7 +67,6 @@ def _head(run: Run) -> str:
     elif before:
         lede = f"{model} gets {percent(before.accuracy)} of the unseen problems right before any training."
     elif after:
-        n = f"{after.n} " if after.n else ""
         lede = f"After {steps} {model} gets {percent(after.accuracy)} of {n}unseen problems right."
     else:
         lede = f"{model}, {steps}."

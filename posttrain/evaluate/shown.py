@@ -10,14 +10,13 @@ from typing import Any
 from posttrain.evaluate.drawn import Marks, marks
 from posttrain.evaluate.metrics import number
 from posttrain.evaluate.runfolder import Record
-from posttrain.evaluate.thumbnails import NAME, SIDE, kept
+from posttrain.evaluate.thumbnails import LOOKED, NAME, SIDE, kept
 
 MOST = 80  # pictures in one page
 EACH = 4  # and of one question
 COARSE = 96  # pixels; a smaller picture keeps its edges when it is enlarged
 WIDTH = 10_000  # pixels: no picture of a sample is larger
 _DIGEST = re.compile(f"[0-9a-f]{{{NAME}}}")
-_LOOKED = re.compile(f"[0-9a-f]{{{NAME}}}-[0-9a-f]{{8}}-looked")
 KEY = '<span class="key true">right</span> <span class="key said">said</span>'
 
 
@@ -48,7 +47,7 @@ class Shown:
             if drawn.predicted or drawn.point:
                 parts.append(self._one(one, drawn))
         looked = record.get("looked")
-        if isinstance(looked, str) and _LOOKED.fullmatch(looked) and (data := self._data(looked)):
+        if isinstance(looked, str) and LOOKED.fullmatch(looked) and (data := self._data(looked)):
             self.heat = True
             parts.append(f'<img src="{data}" alt="Where the model looked" class="looked">')
         return f'<div class="pictures">{"".join(parts)}</div>' if any(parts) else ""

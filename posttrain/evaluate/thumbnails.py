@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from posttrain.picture import Picture
 FOLDER = "pictures"  # in a run's folder
 SIDE = 192  # pixels of the longer side at most
 NAME = 16  # characters of a picture's digest that name its copy
+LOOKED = re.compile(f"[0-9a-f]{{{NAME}}}-[0-9a-f]{{8}}-looked")  # as `looked` names a drawing
 KINDS = {"png": "PNG", "jpg": "JPEG"}
 
 
@@ -42,6 +45,11 @@ def keep(folder: Path, picture: Picture) -> dict[str, Any]:
         path.parent.mkdir(exist_ok=True)
         replace_bytes(path, data)
     return told(picture) | {"size": list(size)}
+
+
+def looked(picture: Picture, prompt: str) -> str:
+    """The name of the drawing of where a model looked in a prompt's picture; others may show the same one."""
+    return f"{picture.digest[:NAME]}-{hashlib.sha256(prompt.encode()).hexdigest()[:8]}-looked"
 
 
 def told(picture: Picture) -> dict[str, Any]:

@@ -67,9 +67,7 @@ class Policy(nn.Module):
                 self.why_not,
             )
         self.layers = _decoder_layers(model) if self.packed else None
-        head: Any = model.get_output_embeddings()
-        words = {id(p) for part in (body(model), head) for p in part.parameters()}
-        self.eyes = [p for p in model.parameters() if id(p) not in words] if sees(model) else []
+        self.eyes = _eyes(model) if sees(model) else []
         if recompute and self.layers is None:
             self._check_recomputing()
 
@@ -112,6 +110,13 @@ class Policy(nn.Module):
         if wrong is not None:
             name = type(self.model).__name__
             raise PosttrainError(f"train.activation_checkpointing: {name} {wrong}; set it to false")
+
+
+def _eyes(model: PreTrainedModel) -> list[nn.Parameter]:
+    """All that words alone do not go through; LLaVA-NeXT has some that is neither tower nor connector."""
+    head: Any = model.get_output_embeddings()
+    words = {id(p) for part in (body(model), head) for p in part.parameters()}
+    return [p for p in model.parameters() if id(p) not in words]
 
 
 def packed_logprobs(

@@ -62,8 +62,8 @@ def prepared(
         )
     if shown and settings.packing:
         raise PosttrainError("packing: rows with pictures are not packed; set train.packing to false")
-    if shown and eyes is not None and eyes.varies:
-        _check_alone(shown, settings)
+    if shown and eyes is not None:
+        _check_alone(shown, settings, eyes)
     if shown:
         examples = [{k: v for k, v in example.items() if k != "images"} for example in examples]
     form = _form(examples)
@@ -117,13 +117,13 @@ def pictures_of(example: Example) -> list[Picture]:
     return list(pictures_in([message for message in messages if isinstance(message.get("content"), list)]))
 
 
-def _check_alone(shown: Mapping[int, Sequence[Picture]], settings: SftTrain) -> None:
+def _check_alone(shown: Mapping[int, Sequence[Picture]], settings: SftTrain, eyes: Reader) -> None:
     """
     Raises:
         PosttrainError: pictures of unlike shape would be in one batch.
     """
     many = next((row for row, some in shown.items() if len(some) > 1), None)
-    if settings.rows == 1 and many is None:
+    if (settings.rows == 1 and many is None) or not eyes.varies:
         return
     what = f"example {many} has several of them" if settings.rows == 1 else "set train.rows to 1"
     raise PosttrainError(

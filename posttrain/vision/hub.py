@@ -71,6 +71,8 @@ class HubReader(Reader):
         around = (getattr(config, f"vision_{end}_token_id", None) for end in ("start", "end"))
         start, end = ("" if i is None else tokenizer.convert_ids_to_tokens(i) for i in around)
         self.raw = f"{start}{self.mark}{end}"
+        first = tokenizer.encode("")[:1]
+        self._first = first if first == [tokenizer.bos_token_id] else []
         makes: Any = model.get_image_features
         self._takes = inspect.signature(makes).parameters
         self._processor: Any = None
@@ -125,9 +127,7 @@ class HubReader(Reader):
         return image.width == image.height and size == crop
 
     def begun(self, ids: list[int]) -> list[int]:
-        first = self.tokenizer.encode("")[:1]
-        puts = first == [self.tokenizer.bos_token_id]
-        return [*first, *ids] if puts and ids[:1] != first else ids
+        return [*self._first, *ids] if ids[:1] != self._first else ids
 
 
 def _processor(config: Any, tokenizer: PreTrainedTokenizerFast, found: Mapping[str, bytes]) -> Any:

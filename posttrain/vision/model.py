@@ -27,7 +27,7 @@ from posttrain.picture import MARK, native_size
 from posttrain.types import PosttrainError
 from posttrain.vision import connector as connectors
 from posttrain.vision.towers import Tower
-from posttrain.vision.towers.model import TowerModel, described, open_tower
+from posttrain.vision.towers.model import TowerConfig, TowerModel, described, open_tower
 
 
 class VisionLanguageConfig(LlavaConfig):
@@ -101,9 +101,9 @@ def check(
     Raises:
         PosttrainError: as `assemble` does, but for what only weights show.
     """
-    told = described(tower, settings)
+    told, *_ = described(tower, settings)
+    empty = _empty(told)
     with torch.device("meta"):
-        empty = TowerModel(told).tower.eval()
         between = connector_for(empty, connector, hidden, tokens)
     if resize == "native":
         _check_native(told.kind, empty, between.block, most_pixels)
@@ -139,9 +139,7 @@ def assemble(
     text: Any = language.config
     between = connector_for(seeing.tower, connector, text.hidden_size, tokens)
     if resize == "native":
-        with torch.device("meta"):
-            empty = TowerModel(seeing.config).tower.eval()
-        _check_native(seeing.config.kind, empty, between.block, most_pixels)
+        _check_native(seeing.config.kind, _empty(seeing.config), between.block, most_pixels)
     config = VisionLanguageConfig(
         vision_config=seeing.config,
         text_config=text,
@@ -162,10 +160,16 @@ def assemble(
     return model.eval()
 
 
+def _empty(config: TowerConfig) -> Tower:
+    """A tower without values."""
+    with torch.device("meta"):
+        return TowerModel(config).tower.eval()
+
+
 def _check_native(kind: str, empty: Tower, block: int, most_pixels: int | None) -> None:
     """
     Args:
-        empty: the tower on the device meta, set to eval.
+        empty: the tower, as `_empty` gives it.
         block: patches that the connector makes one token of, each way.
 
     Raises:

@@ -14,15 +14,9 @@ from posttrain import data, models
 from posttrain.multimodal import image_token
 from posttrain.pipeline import run
 from posttrain.recipe import Recipe
+from tests.test_distributed import REWARD
 
 pytestmark = pytest.mark.usefixtures("home", "one_process")
-
-
-REWARD = """
-def even(completions, **columns):
-    texts = [c[0]["content"] for c in completions]
-    return [sum(ord(x) % 2 == 0 for x in text) / max(len(text), 1) for text in texts]
-"""
 
 
 def recipe(model: str, output: Path) -> Recipe:

@@ -95,7 +95,7 @@ def open_tower(name: str, settings: Mapping[str, Any] | None = None) -> TowerMod
     Raises:
         PosttrainError: no such tower, no vision model, wrong settings, weights that lack or do not fit.
     """
-    told, where, stored = _described(name, settings or {})
+    told, where, stored = described(name, settings or {})
     if stored is None:
         fresh: Any = TowerModel(told)
         return fresh.eval()
@@ -114,13 +114,9 @@ def open_tower(name: str, settings: Mapping[str, Any] | None = None) -> TowerMod
     return tower.eval()
 
 
-def described(name: str, settings: Mapping[str, Any] | None = None) -> TowerConfig:
-    """What `open_tower` would open, by its configuration alone; raises as that, but for weights."""
-    return _described(name, settings or {})[0]
-
-
-def _described(name: str, settings: Mapping[str, Any]) -> tuple[TowerConfig, str, Any]:
-    """A tower's configuration; of one that is no kind, the folder or Hub id and the configuration there."""
+def described(name: str, settings: Mapping[str, Any]) -> tuple[TowerConfig, str, Any]:
+    """The configuration of what `open_tower` opens; of one that is no kind, also the folder or Hub id and the
+    configuration there (else "" and None). Raises as that, but for weights."""
     if name in towers.names():
         return TowerConfig(kind=name, settings=dict(settings)), "", None
     try:
